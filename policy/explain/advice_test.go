@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -299,6 +300,49 @@ func TestAdviceOfExcepts(t *testing.T) {
 		near := ask(t, c, from, "shop/db:80").Paths[0].Sides[1].Nearest
 		if len(near) != 1 || len(near[0].Misses) != 1 || near[0].Misses[0].Change != want {
 			t.Errorf("%s: %+v", from, near)
+		}
+	}
+}
+
+// TestAdviceOfExcludedLabels: if a selector excludes a label of the pod or of its namespace, the advice is a peer for
+// this pod. A change of labels would also change what other policies mean for the pod.
+func TestAdviceOfExcludedLabels(t *testing.T) {
+	type expressions = []metav1.LabelSelectorRequirement
+	notIn := metav1.LabelSelectorRequirement{Key: "app", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"web"}}
+	for name, from := range map[string]networkingv1.NetworkPolicyPeer{
+		"NotIn": {PodSelector: &metav1.LabelSelector{MatchExpressions: expressions{notIn}}},
+		"NotIn and Exists": {PodSelector: &metav1.LabelSelector{
+			MatchExpressions: expressions{notIn, {Key: "app", Operator: metav1.LabelSelectorOpExists}},
+		}},
+		"DoesNotExist": {PodSelector: &metav1.LabelSelector{
+			MatchExpressions: expressions{{Key: "app", Operator: metav1.LabelSelectorOpDoesNotExist}},
+		}},
+		"NotIn and another label": {PodSelector: &metav1.LabelSelector{
+			MatchLabels: map[string]string{"team": "a"}, MatchExpressions: expressions{notIn},
+		}},
+		"the namespace's name": {NamespaceSelector: &metav1.LabelSelector{MatchExpressions: expressions{{
+			Key: corev1.LabelMetadataName, Operator: metav1.LabelSelectorOpNotIn, Values: []string{"shop"},
+		}}}},
+	} {
+		np := isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "")
+		np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{from}}}
+		var c Cluster
+		c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+		c.Policies = []*networkingv1.NetworkPolicy{np}
+		want := "add a peer for pod shop/web to the rule, with a namespaceSelector with kubernetes.io/metadata.name: shop " +
+			"and a podSelector with labels of the pod"
+		for _, m := range ask(t, c, "shop/web", "shop/db:80").Paths[0].Sides[1].Nearest[0].Misses {
+			if m.Change != want {
+				t.Errorf("%s: %+v", name, m)
+			}
+		}
+		if from.NamespaceSelector == nil {
+			continue
+		}
+		c.Pods[0].Labels = nil
+		m := ask(t, c, "shop/web", "shop/db:80").Paths[0].Sides[1].Nearest[0].Misses[0]
+		if !strings.HasSuffix(m.Change, "so the peer matches all pods of its namespace") {
+			t.Errorf("a pod without labels: %+v", m)
 		}
 	}
 }

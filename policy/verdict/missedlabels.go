@@ -28,7 +28,7 @@ func missedSelectors(
 		if m.Kind == MissLabel {
 			m.Kind = MissNamespaceLabel
 		}
-		if m.key == corev1.LabelMetadataName { // the API server sets this label to the namespace's name
+		if m.key == corev1.LabelMetadataName && m.Change != "" { // the API server sets this label to the namespace's name
 			m.Change = addPeer(field, o.Namespace)
 		}
 		all = append(all, m.Miss)
@@ -37,6 +37,11 @@ func missedSelectors(
 	for _, m := range l.misses(field+".podSelector", pods) {
 		m.Object = "Pod " + o.Namespace + "/" + o.Name
 		all = append(all, m.Miss)
+	}
+	if slices.ContainsFunc(all, func(m Miss) bool { return m.Change == "" }) {
+		for i := range all {
+			all[i].Label, all[i].Change = LabelChange{}, addPod(o)
+		}
 	}
 	return all
 }
@@ -49,10 +54,15 @@ func addPeer(field, namespace string) string {
 }
 
 // addPod returns the change that makes a rule match the pod. An ipBlock would match only until the pod has another
-// address.
+// address. If a selector excludes the pod, a change of the pod's labels would open more than this connection: policies
+// may isolate the pod by these labels, and other rules may exclude it too.
 func addPod(o pod) string {
-	return fmt.Sprintf("add a peer for pod %s/%s to the rule, with a namespaceSelector with %s: %s and a podSelector "+
-		"with labels of the pod", o.Namespace, o.Name, corev1.LabelMetadataName, o.Namespace)
+	peer := fmt.Sprintf("add a peer for pod %s/%s to the rule, with a namespaceSelector with %s: %s and ", o.Namespace,
+		o.Name, corev1.LabelMetadataName, o.Namespace)
+	if len(o.labels) == 0 {
+		return peer + "no podSelector: the pod has no labels, so the peer matches all pods of its namespace"
+	}
+	return peer + "a podSelector with labels of the pod"
 }
 
 // labelled is a pod or a namespace, with its labels.
@@ -100,8 +110,10 @@ func (l labelled) miss(field string, r labels.Requirement) Miss {
 	return m
 }
 
-// mend writes into m the change of the label that meets all requirements on this label. If the requirements contradict
-// each other, the selector matches nothing, and no value of the label helps. m then gets the kind MissUnreadable.
+// mend writes into m the change of the label that meets all requirements on this label. If the requirements name no
+// value that meets them, because they exclude the label or its value, mend leaves m.Change empty. If the requirements
+// contradict each other, the selector matches nothing, and no value of the label helps. m then gets the kind
+// MissUnreadable.
 func (l labelled) mend(m *Miss, field, key string, all labels.Requirements) {
 	var values []string
 	for _, r := range all {
@@ -115,21 +127,14 @@ func (l labelled) mend(m *Miss, field, key string, all labels.Requirements) {
 	}
 	_, has := l.labels[key]
 	i := slices.IndexFunc(values, func(v string) bool { return fits(labels.Set{key: v}) })
-	m.Label.Key = key
 	switch other := "no value of " + strings.Join(values, ""); {
 	case i >= 0:
-		m.Label.Value = values[i]
+		m.Label = LabelChange{key, values[i]}
 		m.Change = fmt.Sprintf("give %s %s the label %s=%s", l.kind, l.name, key, values[i])
-	case has && fits(labels.Set{}):
-		m.Label.Remove = true
-		m.Change = fmt.Sprintf("remove label %s from %s %s", key, l.kind, l.name)
 	case !has && fits(labels.Set{key: ""}):
+		m.Label = LabelChange{Key: key}
 		m.Change = fmt.Sprintf("give %s %s the label %s", l.kind, l.name, key)
-	case fits(labels.Set{key: other}):
-		m.Label.Value = other
-		m.Change = fmt.Sprintf("give label %s of %s %s another value", key, l.kind, l.name)
-	default:
-		m.Label = LabelChange{}
+	case !fits(labels.Set{}) && !fits(labels.Set{key: other}):
 		m.Kind, m.Change = MissUnreadable, "correct "+field
 		m.Why = fmt.Sprintf("no %s meets all conditions of %s on the label %s, so it matches nothing", l.kind, field, key)
 	}

@@ -28,11 +28,8 @@ type Miss struct {
 	Label LabelChange `json:"-"`
 }
 
-// LabelChange gives a label a value, or removes it. Without a key it changes nothing.
-type LabelChange struct {
-	Key, Value string
-	Remove     bool
-}
+// LabelChange gives a label a value. Without a key it changes nothing.
+type LabelChange struct{ Key, Value string }
 
 // Apply returns the labels with the change.
 func (c LabelChange) Apply(labels map[string]string) map[string]string {
@@ -40,9 +37,7 @@ func (c LabelChange) Apply(labels map[string]string) map[string]string {
 	if changed == nil {
 		changed = map[string]string{}
 	}
-	if changed[c.Key] = c.Value; c.Remove {
-		delete(changed, c.Key)
-	}
+	changed[c.Key] = c.Value
 	return changed
 }
 

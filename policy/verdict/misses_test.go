@@ -137,26 +137,10 @@ var advices = map[*regexp.Regexp]func(state *policy.State, r *ruleOf, words []st
 	) {
 		eachPod(s, w[1], w[2], func(labels map[string]string) { labels[w[3]] = w[4] })
 	},
-	regexp.MustCompile(`^remove label (\S+) from pod (\S+)/(\S+)$`): func(s *policy.State, _ *ruleOf, w []string) {
-		eachPod(s, w[2], w[3], func(labels map[string]string) { delete(labels, w[1]) })
-	},
-	regexp.MustCompile(`^give label (\S+) of pod (\S+)/(\S+) another value$`): func(
-		s *policy.State, _ *ruleOf, w []string,
-	) {
-		eachPod(s, w[2], w[3], func(labels map[string]string) { labels[w[1]] = "another" })
-	},
-	regexp.MustCompile(`^give label (\S+) of namespace (\S+) another value$`): func(
-		s *policy.State, _ *ruleOf, w []string,
-	) {
-		eachNamespace(s, w[2], func(labels map[string]string) { labels[w[1]] = "another" })
-	},
 	regexp.MustCompile(`^give namespace (\S+) the label ([^=]+)(?:=(.*))?$`): func(
 		s *policy.State, _ *ruleOf, w []string,
 	) {
 		eachNamespace(s, w[1], func(labels map[string]string) { labels[w[2]] = w[3] })
-	},
-	regexp.MustCompile(`^remove label (\S+) from namespace (\S+)$`): func(s *policy.State, _ *ruleOf, w []string) {
-		eachNamespace(s, w[2], func(labels map[string]string) { delete(labels, w[1]) })
 	},
 	regexp.MustCompile(`^add a peer like \S+\[(\d+)\] to the rule, with a namespaceSelector with (\S+): (\S+)$`): func(
 		_ *policy.State, r *ruleOf, w []string,
