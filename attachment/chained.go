@@ -127,6 +127,7 @@ func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 			errs = append(errs, errors.Join(fmt.Errorf(
 				"bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
 		}
+		errs = append(errs, bridge.CheckLinkLocal(*e))
 	}
 	return errors.Join(errs...)
 }

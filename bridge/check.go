@@ -10,10 +10,12 @@ import (
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 )
 
 // Check verifies both ends of a pod's pair, and the node settings that the pod needs. If weir0 or the port's link is
@@ -95,6 +97,24 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 		errs = append(errs, checkNeighbour(pod, index, a.Gateway, gatewayMAC))
 	}
 	return errors.Join(errs...)
+}
+
+// CheckLinkLocal returns an error if the table "bridge weir-link-local" lacks the endpoint's port, or if the table's
+// rules are wrong. A port whose link is gone needs no rules.
+func CheckLinkLocal(e endpoint.Endpoint) error {
+	ports, err := LinkLocalPorts(map[string]endpoint.Endpoint{e.ID(): e})
+	if len(ports) == 0 || err != nil {
+		return err
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	has, _, intact, err := readLinkLocal(conn)
+	if err == nil && (!intact || !slices.Contains(has, ports[0])) {
+		err = fmt.Errorf("nftables table bridge %s doesn't check the packets of %s", conf.LinkLocalTable, e.HostIf)
+	}
+	return err
 }
 
 type Interface struct {

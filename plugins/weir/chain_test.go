@@ -230,6 +230,7 @@ func testBehind(t *testing.T, other string) {
 	}
 	if other == "bridge" {
 		breaks["nf_call_iptables"] = [2]string{"ip link set cni0 type bridge nf_call_iptables 0", "true"}
+		breaks["weir-link-local"] = [2]string{"nft flush set bridge weir-link-local ports", "true"}
 	}
 	for words, commands := range breaks {
 		f := strings.Fields(commands[0])
