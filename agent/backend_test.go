@@ -269,6 +269,54 @@ func TestAChoiceThatGoesBack(t *testing.T) {
 	}
 }
 
+// TestAMoveBeginsWithoutRemains: if an earlier agent was killed during a move, the next agent first removes the remains
+// of the chosen backend, and then moves. If the removal fails, the agent moves all the same.
+func TestAMoveBeginsWithoutRemains(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for _, removal := range []error{nil, errors.New("busy")} {
+		a, _, _ := remembering(t)
+		var done []string
+		kind := func(name conf.Backend) BackendKind {
+			return BackendKind{
+				Name: name,
+				New: func(context.Context) (Backend, error) {
+					done = append(done, "move to "+string(name))
+					return &memory{}, nil
+				},
+				Remove: func(context.Context) error {
+					done = append(done, "remove "+string(name))
+					return removal
+				},
+			}
+		}
+		a.Backends = []BackendKind{kind(conf.Iptables), kind(conf.Nftables)}
+		err := errors.Join(endpoint.WriteBackend(""), a.begin(conf.Nftables, choice.Choice{Backend: conf.Iptables}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.takeRecords(dirwatch.Change{Lost: true})
+		a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
+		next := a.reconcile(t.Context(), netfilter.Trust)
+		name, err := endpoint.ReadBackend()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(done, []string{"remove iptables"}) || a.moving.inUse != conf.Nftables {
+			t.Errorf("in the first round the agent did %q, and uses %s", done, a.moving.inUse)
+		}
+		if removal == nil && (name != conf.Nftables || next == 0 || next > time.Millisecond) {
+			t.Errorf("after the removal the plugin is told %q, and the next round comes in %v", name, next)
+		}
+		done = nil
+		a.reconcile(t.Context(), netfilter.Trust)
+		if len(done) == 0 || done[0] != "move to iptables" || a.moving.inUse != conf.Iptables {
+			t.Errorf("after the removal (%v) the agent did %q, and uses %s", removal, done, a.moving.inUse)
+		}
+	}
+}
+
 // TestLeftoversRefusePods: if the other backend's rules can't be removed while the plugin denies pods in both
 // backends, no pod is enrolled.
 func TestLeftoversRefusePods(t *testing.T) {

@@ -202,8 +202,11 @@ func (r *round) cleanOther(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	if r.moving.others--; r.moving.others > 0 {
+	switch r.moving.others--; {
+	case r.moving.others > 0:
 		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
+	case r.moving.chosen.Backend != r.moving.inUse: // the move may have waited for the removal
+		r.next = sooner(r.next, time.Nanosecond)
 	}
 }
 

@@ -79,6 +79,10 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 	if m.inUse != "" && (!a.cluster.known || !a.records.complete) {
 		return
 	}
+	if a.awaitsRemoval() {
+		a.kernel.debt = netfilter.All // so that this round removes the remains
+		return
+	}
 	began, from := time.Now(), m.inUse
 	if m.failed = a.move(ctx); m.failed != nil {
 		m.failed = fmt.Errorf("move to the backend %s, %s: %w", m.chosen.Backend, m.chosen.Reason, m.failed)
@@ -89,6 +93,14 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 			"took", time.Since(began))
 	}
 	a.faults.set(partBackend, m.failed)
+}
+
+// awaitsRemoval reports whether the other backend may have remains, for example because an earlier agent was killed
+// during a move, and this round can remove them (cleanOther). A move into remains could drop packets that the policies
+// allow: a set that the killed agent left empty exists, so its entries come after the rules that look the set up. If
+// the removal has failed, the move doesn't wait for it.
+func (a *agent) awaitsRemoval() bool {
+	return a.moving.inUse != "" && a.moving.both && a.faults.now[partKernel] == nil && a.faults.now[partLeftovers] == nil
 }
 
 // move applies the ruleset with the chosen backend, and then uses that backend. The old backend's rules stay in

@@ -10,11 +10,14 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -369,6 +372,75 @@ func TestKilledWhileItMoves(t *testing.T) {
 		m.KillAgent()
 		m.startAuto()
 		m.uses(backend)
+	}
+	m.end()
+}
+
+// TestKilledBeforeASetIsFilled: the agent is killed during a move to iptables, when it has made a set and not filled it
+// yet. While the next agent completes the move, the kernel drops no packet that the policies allow.
+func TestKilledBeforeASetIsFilled(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	// phase says what happens before a program adds an entry to one of weir's ipsets.
+	type phase struct {
+		kill   int    // the process to kill, or 0
+		before string // only before an entry of the set whose name begins like this
+		do     func() // nil if a process is to be killed
+	}
+	var now atomic.Pointer[phase]
+	killed := make(chan string, 1)
+	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {
+		p := now.Load()
+		if p == nil || message[5] != unix.NFNL_SUBSYS_IPSET || message[4] != nl.IPSET_CMD_ADD {
+			return 0
+		}
+		_, rest, _ := bytes.Cut(message, []byte("\x00weir-"))
+		name, _, _ := bytes.Cut(rest, []byte{0})
+		switch set := "weir-" + string(name); {
+		case p.do != nil && set != conf.TrialSet:
+			p.do()
+		case p.do == nil && strings.HasPrefix(set+"\x00", p.before) && now.CompareAndSwap(p, nil):
+			_ = syscall.Kill(p.kill, syscall.SIGKILL)
+			killed <- set
+			return unix.EPERM // otherwise the kernel might still carry out the dying agent's request
+		}
+		return 0
+	})
+	m := newMoves(t)
+	var calls atomic.Int64
+	call := func() {
+		calls.Add(1)
+		conn, err := m.dial(m.client.Netns, "tcp", m.server.IP+":80")
+		if err != nil {
+			t.Errorf("the client doesn't reach the server: %v", err)
+			now.Store(nil) // more calls would only take time
+			return
+		}
+		_ = conn.Close()
+	}
+	for _, before := range []string{conf.IngressMap + "\x00", conf.SelectorSets} {
+		m.kubeProxy("nftables")
+		m.uses("nftables")
+		now.Store(&phase{kill: m.AgentPID(), before: before})
+		m.kubeProxy("iptables")
+		set := ""
+		select {
+		case set = <-killed:
+		case <-time.After(time.Minute):
+			t.Fatalf("no set %q is filled:\n%s", before, m.AgentLog())
+		}
+		m.KillAgent()
+		if list := nodetest.Run(t, "ipset", "list", set); !strings.Contains(list, "Number of entries: 0\n") {
+			t.Fatalf("the set isn't empty:\n%s", list)
+		}
+		now.Store(&phase{do: call})
+		m.startAuto()
+		m.uses("iptables")
+		now.Store(nil)
+	}
+	if calls.Load() == 0 {
+		t.Error("the agents that completed the moves filled no set")
 	}
 	m.end()
 }
