@@ -22,7 +22,12 @@ const (
 	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
+	// heldFor is how long, after a report of many problems, changed problems of single objects cause neither a report nor
+	// a reconcile. Otherwise each event of such an object would take time for all of them.
+	heldFor = 10 * manyEvery
 )
+
+func (p *problems) held() bool { return len(p.all) > many && time.Since(p.made) < heldFor }
 
 // report logs new and ended problems. If it is too early for a long list, it returns the time until the next call.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestManyProblemsAreReportedSeldom: if many problems change all the time, they are reported once a second.
@@ -53,4 +56,46 @@ func TestManyProblemsAreReportedSeldom(t *testing.T) {
 			t.Error("a problem of another object isn't reported")
 		}
 	})
+}
+
+// TestManyProblemsAreHeld: while many problems are reported, an event of an object that has a problem causes no
+// reconcile. A later report has the changed problem.
+func TestManyProblemsAreHeld(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := newConflistAgent(t)
+	var pods []policy.Pod
+	for i := range many + 1 {
+		p := pod(fmt.Sprint("p", i), "10.99.0.1")
+		p.NodeName = "none"
+		pods = append(pods, p)
+	}
+	a.takeUpdate(policy.Difference(policy.Objects{}, policy.Objects{Pods: pods}), nil)
+	report := func() {
+		a.problems.report(a.Log, a.present().ruleset.Problems, nil)
+		a.present()
+	}
+	report()
+	if n := len(a.problems.all); n <= many {
+		t.Fatalf("there are %d problems", n)
+	}
+	changed := policy.NewDelta()
+	p := pods[0]
+	p.NodeName = "another"
+	changed.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{&p}
+	if w := a.takeUpdate(changed, nil); w.reconcile {
+		t.Error("a changed problem causes a reconcile")
+	}
+	named := func() bool {
+		other := func(p ruleset.Problem) bool { return strings.Contains(p.Message, "another") }
+		return slices.ContainsFunc(a.problems.all, other)
+	}
+	if report(); named() {
+		t.Error("the problem is listed at once")
+	}
+	a.problems.made = time.Now().Add(-heldFor)
+	if report(); !named() {
+		t.Error("the problem isn't listed")
+	}
 }

@@ -65,6 +65,7 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
+	engine.HoldReports(a.problems.held())
 	switch {
 	case a.kernel.lastSync.IsZero(): // the kernel may have all sets of an earlier agent, and must keep them
 		next.compiled = engine.Ruleset()

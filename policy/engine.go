@@ -19,6 +19,8 @@ import (
 //   - If a peer changes, entries of sets change.
 //   - If a pod of the node or one of its policies changes, the rules of the namespace are compiled again.
 //
+// An event of a Node takes time for each Node. If the Node has pods, the event also takes time for each pod.
+//
 // Only one goroutine may use an Engine. The rulesets that it returns never change.
 type Engine struct {
 	node string
@@ -29,6 +31,8 @@ type Engine struct {
 	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // names of policies (NAMESPACE/NAME), and whether each is audited
 	places   places
+	// placed is how many pods with an address each Node has. Pods with the node's network don't count.
+	placed   map[string]int
 	networks [len(conf.Families)]ruleset.Entries // podCIDRs of all Nodes
 	workload []Workload
 
@@ -71,7 +75,7 @@ func (p *pod) key() Name { return p.name() }
 func NewEngine(node string) *Engine {
 	e := &Engine{
 		node: node, pods: hashed.New((*pod).key), spaces: map[string]*space{}, unparsed: map[Name]float64{},
-		names:     ordered.New[string, bool](cmp.Compare),
+		names: ordered.New[string, bool](cmp.Compare), placed: map[string]int{},
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, local: map[string]map[string]bool{},
 		expected: map[string]map[*pod]bool{}, touched: map[string]bool{}, common: true,
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
@@ -142,15 +146,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	}
 	e.networks, e.common = nodeNetworks(nodes), true
 	all := changed[e.node] || was.unknown != e.places.unknown
-	for _, first := range e.pods.All() {
-		for p := first; p != nil; p = p.next {
-			if len(p.Addresses) > 0 && (all || changed[p.NodeName]) && !p.local {
-				e.withdraw(p)
-				e.admit(p)
-			}
-		}
-		e.settleSome()
-	}
+	e.readmit(func(node string) bool { return all || changed[node] })
 	e.settle()
 }
 
@@ -270,6 +266,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 		}
 		e.reports.set(reportOf{ambiguous: name}, []ruleset.Problem{ambiguous(values, by)})
 	}
+	e.countPlaced(e.pods.Get(name), -1)
 	e.pods.Delete(name)
 	var first, last *pod
 	for _, p := range pods {
@@ -281,6 +278,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	}
 	if first != nil {
 		e.pods.Put(first)
+		e.countPlaced(first, 1)
 	}
 	for p := first; p != nil; p = p.next {
 		e.admit(p)

@@ -2,8 +2,11 @@ package policy_test
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,12 +17,7 @@ import (
 )
 
 func city(pods int) (*policy.Engine, *policy.Delta) {
-	d := policy.NewDelta()
-	nodes := []policy.Node{}
-	for i := range (pods + 99) / 100 {
-		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-		nodes = append(nodes, policy.Node{Name: fmt.Sprint("n", i), PodCIDRs: []netip.Prefix{network}})
-	}
+	d, nodes := policy.NewDelta(), cityNodes(pods)
 	var endpoints []policy.Endpoint
 	for i := range pods {
 		ns, at := i/100, i%100
@@ -142,6 +140,58 @@ func BenchmarkEngine(b *testing.B) {
 			d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
 			return d
 		})
+		nodes := cityNodes(pods)
+		b.Run(fmt.Sprintf("new Node/pods=%d", pods), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				comeAndGo(e, nodes)
+			}
+		})
+	}
+}
+
+func cityNodes(pods int) (nodes []policy.Node) {
+	for i := range (pods + 99) / 100 {
+		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		nodes = append(nodes, policy.Node{Name: fmt.Sprint("n", i), PodCIDRs: []netip.Prefix{network}})
+	}
+	return nodes
+}
+
+// comeAndGo adds a Node without pods, and removes it.
+func comeAndGo(e *policy.Engine, nodes []policy.Node) {
+	network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 255, 255, 0}), 24)
+	e.SetNodes(append(slices.Clip(nodes), policy.Node{Name: "new", PodCIDRs: []netip.Prefix{network}}))
+	e.Ruleset()
+	e.SetNodes(nodes)
+	e.Ruleset()
+}
+
+// TestNewNodesCostNoPods: an event of a Node without pods costs about the same with 1,000 and with 50,000 pods on the
+// same Nodes.
+func TestNewNodesCostNoPods(t *testing.T) {
+	const few, many = 1000, 50_000
+	cost := func(pods int) time.Duration {
+		e, _ := city(few)
+		d := policy.NewDelta()
+		for i := range pods {
+			p := cityPod(i/100, i%100, 1+i%9)
+			d.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{p}
+		}
+		e.Apply(d)
+		e.Ruleset()
+		nodes, least := cityNodes(few), time.Duration(math.MaxInt64)
+		for range 30 { // the shortest time is the time without other programs' work
+			began := time.Now()
+			comeAndGo(e, nodes)
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	if a, b := cost(few), cost(many); b > 10*a {
+		t.Errorf("with %d pods it takes %s, and with %d %s", few, a, many, b)
+	} else {
+		t.Logf("with %d pods it takes %s, and with %d %s", few, a, many, b)
 	}
 }
 

@@ -65,15 +65,19 @@ func (u *unsound) unless(ok bool, format string, args ...any) {
 // Unsound returns what is wrong with the engine's indexes.
 func (e *Engine) Unsound() []string {
 	var u unsound
-	all := map[*pod]bool{}
+	all, placed := map[*pod]bool{}, map[string]int{}
 	for name, first := range e.pods.All() {
 		for p := first; p != nil; p = p.next {
+			if len(p.Addresses) > 0 && !p.HostNetwork {
+				placed[p.NodeName]++
+			}
 			if u.unless((p.crowd != nil) == (!p.HostNetwork && len(p.addresses) > 0), "%v has no crowd", name); p.crowd != nil {
 				all[p] = true
 				u.unless(p.crowd.pods[p.place] == p && e.spaces[p.Namespace] == p.crowd.space, "%v is misplaced", name)
 			}
 		}
 	}
+	u.unless(maps.Equal(placed, e.placed), "the Nodes have %v pods, not %v", e.placed, placed)
 	u.unless(len(e.moving.addresses)+len(e.moving.crowds)+len(e.unswept) == 0, "not settled")
 	e.checkSpaces(&u, all)
 	scopes, anchored, shared := map[*scope]int{}, map[anchor]int{}, map[*liveRequirement]int{}
@@ -216,8 +220,8 @@ func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{
 		"pods": e.pods.Len(), "spaces": len(e.spaces), "names": e.names.Len(), "local": len(e.local),
-		"unparsed": len(e.unparsed),
-		"parts":    len(e.compiler.parts), "supplies": len(e.compiler.supplies),
+		"unparsed": len(e.unparsed), "placed": len(e.placed),
+		"parts": len(e.compiler.parts), "supplies": len(e.compiler.supplies),
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
 		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open scopes": len(x.openScopes),

@@ -74,3 +74,44 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
+
+// readmit decides again which addresses count for the pods of Nodes for which the function changed returns true.
+func (e *Engine) readmit(changed func(node string) bool) {
+	left := 0
+	for node, pods := range e.placed {
+		if changed(node) {
+			left += pods
+		}
+	}
+	if left == 0 { // this is so for most new Nodes
+		return
+	}
+	for _, first := range e.pods.All() {
+		for p := first; p != nil; p = p.next {
+			if !p.isPlaced() || !changed(p.NodeName) {
+				continue
+			}
+			if left--; !p.local {
+				e.withdraw(p)
+				e.admit(p)
+			}
+		}
+		if left == 0 {
+			return
+		}
+		e.settleSome()
+	}
+}
+
+func (p *pod) isPlaced() bool { return len(p.Addresses) > 0 && !p.HostNetwork }
+
+func (e *Engine) countPlaced(pods *pod, by int) {
+	for p := pods; p != nil; p = p.next {
+		if !p.isPlaced() {
+			continue
+		}
+		if e.placed[p.NodeName] += by; e.placed[p.NodeName] == 0 {
+			delete(e.placed, p.NodeName)
+		}
+	}
+}

@@ -55,10 +55,11 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	restated := e.compiler.problems
 	last := e.ruleset.Problems
 	e.ruleset = e.compiler.compile()
-	if ruleset.SameProblems(restated, e.ruleset.Problems) && !e.reports.changed {
+	if ruleset.SameProblems(restated, e.ruleset.Problems) && !e.reports.due() {
 		e.ruleset.Problems = last
 	} else {
 		e.ruleset.Problems = slices.Concat(e.ruleset.Problems, e.reports.all())
+		e.reports.changed = false
 	}
 	for namespace := range e.touched {
 		e.forgetPolicies(namespace)
@@ -68,7 +69,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	if len(e.unparsed) == 0 && !e.compiler.waiting() {
 		e.compiler.work.done = nil
 	}
-	e.common, e.stale, e.reports.changed = false, false, false
+	e.common, e.stale = false, false
 	return e.ruleset
 }
 
@@ -79,7 +80,7 @@ func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 // sizes of sets, because they can change which demands are granted.
 func (e *Engine) HasSlice() bool {
 	e.tellSizes()
-	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
+	return e.stale || e.common || len(e.touched) > 0 || e.reports.due() || len(e.moving.sets) > 0 ||
 		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
 }
 

@@ -10,7 +10,15 @@ import (
 type reports struct {
 	by      map[reportOf][]ruleset.Problem
 	changed bool
+	held    bool
 }
+
+// HoldReports makes later rulesets keep their present list of problems, even if problems of single objects change. A
+// new list takes time for each problem of the cluster. A problem alone changes no set and no rule.
+func (e *Engine) HoldReports(hold bool) { e.reports.held = hold }
+
+// due reports whether a ruleset must list the problems again.
+func (r *reports) due() bool { return r.changed && !r.held }
 
 type reportOf struct {
 	pod       *pod
