@@ -223,13 +223,22 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 		MulticastSnooping: &noSnooping,
 	}
 	if err := h.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, fmt.Errorf("create bridge %s: %w", Name, err)
+		return nil, WithModule("bridge", fmt.Errorf("create bridge %s: %w", Name, err))
 	}
 	link, err := h.LinkByName(Name)
 	if err != nil {
 		return nil, fmt.Errorf("look up new bridge %s: %w", Name, err)
 	}
 	return link, nil
+}
+
+// WithModule adds to the error of making a link which module of the kernel is missing, if that is the reason.
+func WithModule(module string, err error) error {
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	return fmt.Errorf("%w: the kernel can't load its module %s (modprobe %s); if the package of the running kernel was "+
+		"replaced or removed, reboot the node", err, module, module)
 }
 
 // disableBridgeNetfilter keeps frames on bridges out of iptables. Otherwise pods can't reach a Service with a pod on

@@ -92,7 +92,7 @@ func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
 	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
 	if err != nil {
-		return made, err
+		return made, WithModule("veth", err)
 	}
 	defer func() {
 		if err != nil {

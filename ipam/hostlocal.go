@@ -77,9 +77,6 @@ func birthOf(path string) time.Time {
 // owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the
 // address counts as in use.
 func (h *hostLocal) owner(a netip.Addr) string {
-	if h.unread != nil {
-		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)
-	}
 	for _, dir := range h.networks {
 		path := filepath.Join(dir, a.String())
 		info, err := os.Stat(path)

@@ -71,6 +71,31 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 	}
 }
 
+// TestUnreadableHostLocal: if host-local's files can't be listed, no address is known to be free. The error says so,
+// and isn't a shortage of addresses.
+func TestUnreadableHostLocal(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	err := errors.Join(os.MkdirAll(filepath.Dir(hostLocalDir), 0o755), os.WriteFile(hostLocalDir, nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = Assign("x", Request{Ranges: dual()}, func([]endpoint.Address) error { return nil })
+	if err == nil || errors.As(err, new(*ExhaustedError)) || !strings.Contains(err.Error(), hostLocalDir) {
+		t.Errorf("the error is %v", err)
+	}
+	if shortage, err := Shortage(); shortage != nil || err != nil {
+		t.Errorf("there is a shortage: %v, %v", shortage, err)
+	}
+	if err := os.Remove(hostLocalDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := Assign("x", Request{Ranges: dual()}, func([]endpoint.Address) error { return nil }); err != nil {
+		t.Errorf("without the files of host-local: %v", err)
+	}
+}
+
 // TestTheClockWasSet: files of host-local from before the node's start don't count, and all later files count, even if
 // the clock was set since the start.
 func TestTheClockWasSet(t *testing.T) {

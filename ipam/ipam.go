@@ -73,6 +73,9 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 		return err
 	}
 	others := newHostLocal()
+	if others.unread != nil { // no address is known to be free, and IPv6 has too many to look at
+		return fmt.Errorf("find out which addresses host-local has given to pods: %w", others.unread)
+	}
 	families := byFamily(want.Ranges)
 	var picked []endpoint.Address
 	for _, alternatives := range families {

@@ -89,6 +89,9 @@ func Shortage() (*ExhaustedError, error) {
 
 func exhausted(ranges []conf.Range) bool {
 	others := newHostLocal()
+	if others.unread != nil { // no address is known to be free
+		return true
+	}
 	return slices.ContainsFunc(byFamily(ranges), func(f []conf.Range) bool {
 		_, ok := next(hint{readOnly: true}, others, f)
 		return !ok

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -161,7 +162,7 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 			conf.Tunnel, p.VNI, p.Port, err)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("create %s: %w", conf.Tunnel, err)
+		return nil, false, bridge.WithModule("vxlan", fmt.Errorf("create %s: %w", conf.Tunnel, err))
 	}
 	if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
 		return nil, false, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)

@@ -262,6 +262,24 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
+// TestMissingModule: if the kernel can't load the module vxlan, the error says so. The test renames the kind of link in
+// the message to the kernel.
+func TestMissingModule(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	o := zones(t)["n1"]
+	nodes := []policy.Node{node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24")}
+	plan := planned("n1", Always, nodes, o)
+	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {
+		copy(message, bytes.ReplaceAll(message, []byte("\x01\x00vxlan"), []byte("\x01\x00vxlxn")))
+		return 0
+	})
+	if _, err := o.Apply(plan); err == nil || !strings.Contains(err.Error(), "modprobe vxlan") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // TestOverlayOfBothFamilies: whichever family the tunnels have, packets of both families go through them.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {

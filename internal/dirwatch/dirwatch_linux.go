@@ -45,7 +45,7 @@ func NewTree(dir string) (*Watcher, error) {
 func newWatcher(dir string, mask uint32) (*Watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", dir, os.NewSyscallError("inotify_init1", err))
+		return nil, failed(dir, "inotify_init1", err)
 	}
 	w := &Watcher{f: os.NewFile(uintptr(fd), "inotify:"+dir), dir: dir, mask: mask, dirs: map[int32]string{}}
 	if err := w.watch("."); err != nil {
@@ -54,11 +54,26 @@ func newWatcher(dir string, mask uint32) (*Watcher, error) {
 	return w, nil
 }
 
+// failed says which limit is reached. The kernel's own words are about open files and full disks.
+func failed(path, call string, err error) error {
+	limit := ""
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		limit = "max_user_instances (unless this process has too many open files)"
+	case errors.Is(err, unix.ENOSPC):
+		limit = "max_user_watches"
+	}
+	if err = os.NewSyscallError(call, err); limit != "" {
+		err = fmt.Errorf("%w: other programs use all that inotify allows; raise the sysctl fs.inotify.%s", err, limit)
+	}
+	return fmt.Errorf("watch %s: %w", path, err)
+}
+
 func (w *Watcher) watch(dir string) error {
 	path := filepath.Join(w.dir, dir)
 	wd, err := w.control(func(fd int) (int, error) { return unix.InotifyAddWatch(fd, path, w.mask) })
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", path, os.NewSyscallError("inotify_add_watch", err))
+		return failed(path, "inotify_add_watch", err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -314,4 +315,25 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("%d bytes gave %q", len(b), c.Names)
 		}
 	})
+}
+
+// TestLimitsOfInotify: if the user may have no more inotify instances or watches, the error names the sysctl.
+func TestLimitsOfInotify(t *testing.T) {
+	if want := os.Getenv("WEIR_INOTIFY_LIMIT"); want != "" {
+		if _, err := New("/"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error is %v, and lacks %s", err, want)
+		}
+		return
+	}
+	for limit, want := range map[string]string{
+		"max_inotify_instances": "fs.inotify.max_user_instances", "max_inotify_watches": "fs.inotify.max_user_watches",
+	} {
+		// The limits in /proc/sys/user are those of the new user namespace, and not of the machine.
+		cmd := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "sh", "-c",
+			"echo 0 >/proc/sys/user/"+limit+" && exec \"$0\" -test.run='^"+t.Name()+"$'", os.Args[0])
+		cmd.Env = append(os.Environ(), "WEIR_INOTIFY_LIMIT="+want)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", limit, err, out)
+		}
+	}
 }

@@ -147,6 +147,8 @@ func (c *legacyForward) keep(ctx context.Context, f conf.Family) (changed bool, 
 // xtablesLock is the file that programs of iptables-legacy lock while they change a table.
 const xtablesLock = "/run/xtables.lock"
 
+var errLocked = fmt.Errorf("another program has locked %s (fuser -v %s names it)", xtablesLock, xtablesLock)
+
 // lockIsFree returns an error if another program has the lock of xtables. iptables-legacy-restore would wait for the
 // lock for at least a second.
 //
@@ -162,7 +164,7 @@ func lockIsFree() error {
 	defer func() { _ = file.Close() }() // closing also unlocks
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("another program has locked %s (fuser -v %s names it)", xtablesLock, xtablesLock)
+		return errLocked
 	}
 	return err
 }

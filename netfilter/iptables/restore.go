@@ -153,7 +153,11 @@ type restoreError struct {
 }
 
 func (e *restoreError) Error() string {
-	return fmt.Sprintf("%s: %v: %s%s", e.program, e.err, e.offending, e.said)
+	cause := e.offending
+	if strings.Contains(e.said, "xtables lock") {
+		cause = errLocked.Error() + "; end that program if it hangs: "
+	}
+	return fmt.Sprintf("%s: %v: %s%s", e.program, e.err, cause, e.said)
 }
 
 func (e *restoreError) Unwrap() error { return e.err }

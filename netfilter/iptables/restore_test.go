@@ -191,6 +191,39 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 }
 
+// TestTheLockIsTaken: if another program has the lock of xtables for longer than iptables-legacy-restore waits, the
+// error says how to find that program.
+func TestTheLockIsTaken(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")
+	lock, err := os.OpenFile("/run/xtables.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
+	restore := func() error {
+		r, err := startRestorer(Legacy, conf.IPv4, "1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.carryOut(t.Context(), commands)
+	}
+	if err := restore(); err == nil || !strings.Contains(err.Error(), "fuser -v /run/xtables.lock") {
+		t.Errorf("the error is %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := restore(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOffendingLine: an error quotes only the beginning of the program's output, and an excerpt of the line whose
 // number is in the output.
 func TestOffendingLine(t *testing.T) {

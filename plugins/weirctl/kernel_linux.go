@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/weir-net/weir/agentapi"
@@ -11,6 +12,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
+// fromKernel returns a status without an agent: the attached pods, and the sets in the kernel. It fails only if the
+// user lacks the right to read them. Otherwise, the status says what can't be read.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; rules of weir that are in the kernel stay in force"}}
 	pods, err := recorded()
@@ -18,19 +21,29 @@ func fromKernel(noAgent error) (*agentapi.Status, error) {
 		s.Errors = append(s.Errors, err.Error())
 	}
 	s.Pods = pods
-	native, err := nativeSets()
+	s.Sets, err = setsInKernel()
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() > 0 {
+		return nil, err
+	}
+	if err != nil {
+		s.Errors = append(s.Errors, "the sets in the kernel can't be read: "+err.Error())
+	}
+	return s, nil
+}
+
+func setsInKernel() ([]agentapi.SetStatus, error) {
+	all, err := nativeSets()
 	if err != nil {
 		return nil, err
 	}
-	s.Sets = native
 	sets, err := ipset.New()
 	if err != nil {
-		return nil, err
+		return all, err
 	}
 	defer sets.Close()
 	headers, err := sets.Headers()
-	if err != nil && len(native) > 0 { // a node with nftables may have no ipset
-		return s, nil
+	if err != nil && len(all) > 0 { // a node with nftables may have no ipset
+		return all, nil
 	}
 	if err != nil {
 		return nil, err
@@ -38,11 +51,11 @@ func fromKernel(noAgent error) (*agentapi.Status, error) {
 	for _, h := range headers {
 		set, err := sets.List(h.Name)
 		if err != nil {
-			return nil, err
+			return all, err
 		}
-		s.Sets = append(s.Sets, agentapi.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
+		all = append(all, agentapi.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
 	}
-	return s, nil
+	return all, nil
 }
 
 // nativeSets returns the sets and maps of the backend nftables, IPv4's first, each family's in the order of their

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,45 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 		}
 		return 0
 	})
+}
+
+// TestStatusWithoutAgentAndIpset: if no agent answers on a node that has no ipset, weirctl status says both.
+func TestStatusWithoutAgentAndIpset(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	withoutXtables(t, 0)
+	out, err := n.Ctl("status")
+	if err == nil || !strings.Contains(out, "no agent answers") || !strings.Contains(out, "can't be read") {
+		t.Errorf("weirctl status: %v\n%s", err, out)
+	}
+}
+
+// TestMissingModules: if the kernel can't load the module bridge or veth, the error of ADD says so. The test renames
+// the kind of link in the message to the kernel.
+func TestMissingModules(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", isolated)
+	n.StartAgent()
+	var missing atomic.Value
+	missing.Store("bridge")
+	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {
+		kind := "\x01\x00" + missing.Load().(string)
+		copy(message, bytes.ReplaceAll(message, []byte(kind), []byte(kind[:len(kind)-1]+"x")))
+		return 0
+	})
+	for _, module := range []string{"bridge", "veth"} {
+		missing.Store(module)
+		if _, err := n.TryAddPod("shop", "client"); err == nil || !strings.Contains(err.Error(), "modprobe "+module) {
+			t.Errorf("without %s: %v", module, err)
+		}
+	}
+	missing.Store("none")
+	n.AddPod("shop", "client")
 }
 
 // TestNodeWithoutXtables: with nftables, policies are enforced on a node that has neither ipset nor xtables.
