@@ -18,6 +18,7 @@ import (
 //   - engine has the source's objects, with only the accepted claims of the Nodes.
 //   - A looked-up pod replaces the source's pods of its name in engine. Meanwhile, hidden has the source's pods.
 type clusterView struct {
+	node       string // the name of this node's Node
 	engine     *policy.Engine
 	attached   *recordsCopy
 	delta      uint64
@@ -25,6 +26,7 @@ type clusterView struct {
 	lookups    map[string]lookup // the results of look-ups, by endpoint ID
 	hidden     map[policy.Name][]*policy.Pod
 	workloads  []policy.Workload
+	unattached unattached
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
 	parsing    bool // true while a goroutine parses a large policy, and while it rests afterwards
@@ -46,7 +48,8 @@ type lookup struct {
 
 func newClusterView(node string) clusterView {
 	return clusterView{
-		engine: policy.NewEngine(node), lookups: map[string]lookup{}, hidden: map[policy.Name][]*policy.Pod{},
+		node: node, engine: policy.NewEngine(node), unattached: newUnattached(), lookups: map[string]lookup{},
+		hidden: map[policy.Name][]*policy.Pod{},
 	}
 }
 
@@ -58,6 +61,7 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	if d.Unenforced != nil {
 		c.unenforced = *d.Unenforced
 	}
+	c.unattached.take(c.node, d.Pods)
 	for name := range c.hidden {
 		if pods, changed := d.Pods[name]; changed {
 			c.hidden[name] = pods

@@ -23,11 +23,13 @@ const (
 	partRuntime     part = "runtime"
 	partHeartbeat   part = "heartbeat"
 	partTable       part = "table"
+	partRoom        part = "room"
+	partUnattached  part = "unattached"
 )
 
 var parts = map[part]struct{ name, meaning string }{
 	partSource:    {"source", "the source has errors; everything that can be read is in force"},
-	partAPI:       {"API server", "the API server doesn't answer; the last known state of the cluster stays in force"},
+	partAPI:       {"API server", "a watch of the API server fails; the last known state of the cluster stays in force"},
 	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
 	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
 	partNode:      {"this node", "some node settings can't be read or repaired"},
@@ -38,6 +40,10 @@ var parts = map[part]struct{ name, meaning string }{
 	partTable: {
 		"connection table",
 		"the connection table is full, or its load can't be read; a full table makes the kernel drop all new connections",
+	},
+	partRoom: {"room", "no new pod can start, because its endpoint record has no room; running pods are not affected"},
+	partUnattached: {
+		"unattached pods", "weir has not attached some pods of this node, so no policy may be enforced on them",
 	},
 	partNodes: {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
 	partKernel: {
@@ -70,7 +76,7 @@ func newFaults(log *slog.Logger) faults {
 // firstMeanings are the meanings of faults before the first usable state.
 var firstMeanings = map[part]string{
 	partSource: "the source has errors and has given no good state yet; no pod is enrolled",
-	partAPI:    "the API server doesn't answer, and the state of the cluster is not known yet; no pod is enrolled",
+	partAPI:    "a watch of the API server fails, and the state of the cluster is not known yet; no pod is enrolled",
 }
 
 func (f *faults) meaning(p part) string {

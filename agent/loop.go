@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 )
@@ -136,4 +137,5 @@ func (a *agent) prepareResync(ctx context.Context) {
 	a.checkRuntime()
 	a.cutting.demand(a.cutting.held)
 	a.faults.set(partTable, a.table.full())
+	a.faults.set(partRoom, roomLeft(endpoint.Dir))
 }

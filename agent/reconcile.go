@@ -30,6 +30,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).settleNodes,
 	(*round).applyRuleset,
 	(*round).planOverlay,
+	(*round).lookForUnattached, // after applyRuleset, which reads the records anew
 	(*round).reportProblems,
 	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planOverlay.
 	(*round).keepGuardAndGate,

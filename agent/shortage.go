@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
@@ -20,6 +22,35 @@ func (a *agent) reportShortage(ctx context.Context) {
 	if announcer, ok := a.Source.(Announcer); ok && begins {
 		announcer.Announce(ctx, "NoPodAddresses", shortage.Error()+"; "+shortage.Remedy())
 	}
+}
+
+// An ADD needs a few files of less than 4 KiB. roomLeft wants room for several ADDs at once.
+const (
+	leastBytes = 64 << 10
+	leastFiles = 16
+)
+
+// roomLeft returns an error if the directory's file system has no room for new pods' records. ADD fails then. The
+// agent's heartbeat doesn't show this, because the agent renews it in place.
+//
+// Equivalent to: df --output=avail,iavail DIRECTORY
+func roomLeft(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("read how much room is left on the file system of %s: %w", dir, err)
+	}
+	var lacks string
+	switch { // a file system without limits has neither Blocks nor Files
+	case fs.Blocks > 0 && fs.Bfree*uint64(fs.Bsize) < leastBytes:
+		lacks = "space"
+	case fs.Files > 0 && fs.Ffree < leastFiles:
+		lacks = "inodes"
+	default:
+		return nil
+	}
+	return fmt.Errorf("the file system of %s has no %s left: df -h %s and df -i %s show its size, and "+
+		"du --inodes -xd2 /run and du -xhd2 /run show what fills it; delete that, or make the file system larger",
+		dir, lacks, dir, dir)
 }
 
 // tableWatch looks whether the kernel's connection table is full. The kernel then drops packets before weir's rules, so

@@ -34,7 +34,7 @@ type Publisher interface {
 
 // Contact is a Source that knows whether its server answers.
 type Contact interface {
-	// Contact returns why the server doesn't answer, or nil if it does.
+	// Contact returns why the server's answers aren't complete, or nil if they are.
 	Contact() error
 }
 

@@ -159,6 +159,7 @@ func MAC(node netip.Addr) net.HardwareAddr {
 //
 //   - All tunnels have one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.
+//   - If Nodes exist, but none of the name self, this is a problem, and the node has no overlay.
 //   - A Node that lacks an address or a network has no Remote until it has both.
 //   - A network of a family in which this node has no network has no Remote.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
@@ -180,6 +181,10 @@ func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 		if n.Name != self {
 			c.add(n)
 		}
+	}
+	if len(nodes) > 0 && !slices.ContainsFunc(nodes, func(n policy.Node) bool { return n.Name == self }) {
+		c.report(self, "metadata.name", "there is no Node of this name, so this node can't have pods nor reach those of "+
+			"others: compare the agent's --node-name (or NODE_NAME) with the names of the Nodes")
 	}
 	c.setMTUs()
 	return c.Plan

@@ -178,8 +178,12 @@ func TestCompute(t *testing.T) {
 			t.Errorf("the node itself has no %s: %+v, %v", field, plan, problems)
 		}
 	}
-	if plan := Compute("who", options(Always), []policy.Node{near}, subnet); plan.NodeAddress.IsValid() {
-		t.Error("a node that isn't in the cluster has an overlay")
+	plan := Compute("who", options(Always), []policy.Node{near}, subnet)
+	if plan.NodeAddress.IsValid() || len(plan.Problems) != 1 || plan.Problems[0].Object != "Node who" {
+		t.Errorf("the node isn't in the cluster: %+v", plan)
+	}
+	if plan := Compute("who", options(Always), nil, subnet); len(plan.Problems) > 0 {
+		t.Errorf("there are no Nodes: %v", plan.Problems)
 	}
 }
 

@@ -7,13 +7,28 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 )
 
-// contact has the last error of each watch. client-go's reflectors don't report that the API server doesn't answer.
+// contact has the last error of each watch, and the lists that aren't complete. client-go's reflectors report neither
+// that the API server doesn't answer nor that it answers without sending the objects.
 type contact struct {
-	mu   sync.Mutex
-	errs map[string]error // the key is the path of the watch's requests
+	mu       sync.Mutex
+	requests failures // the key is the path of the watch's requests
+	lists    failures // the key is the kind of the listed objects
 }
+
+type failures map[string]failure
+
+type failure struct {
+	err error
+	// since is when the failures began, and told is how long after that they count.
+	since time.Time
+	told  time.Duration
+}
+
+// patience is how long the API server may postpone a watch, or send a list. Usually both take seconds.
+const patience = time.Minute
 
 // Transport wraps the HTTP transport of the client (rest.Config.Wrap). For Contact, it records whether the API server
 // answers the watches' requests. It also removes fields that policy doesn't need from events of pods and nodes.
@@ -31,47 +46,73 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 		if !ofWatch || (err != nil && r.Context().Err() != nil) {
 			return resp, err
 		}
-		failed := err
-		if err == nil && resp.StatusCode >= http.StatusBadRequest && !recovers(resp.StatusCode) {
-			failed = fmt.Errorf("%s %s: %s", r.Method, r.URL.Path, resp.Status)
+		switch {
+		case err != nil:
+			s.contact.fail(&s.contact.requests, r.URL.Path, err, 0)
+		case resp.StatusCode < http.StatusBadRequest:
+			s.contact.succeed(&s.contact.requests, r.URL.Path)
+		default:
+			refused := fmt.Errorf("%s %s: %s", r.Method, r.URL.Path, resp.Status)
+			s.contact.fail(&s.contact.requests, r.URL.Path, refused, postpones(resp.StatusCode))
 		}
-		s.contact.set(r.URL.Path, failed)
 		return resp, err
 	})
 }
 
-// recovers reports whether the client continues the watch by itself after a response with this status.
-func recovers(status int) bool {
-	return status == http.StatusGone || status == http.StatusTooManyRequests
+// postpones returns how long the API server may give this status before it counts as a failure. After 410 and 429, the
+// client begins the watch again by itself. But an API server whose etcd doesn't answer gives 429 all the time.
+func postpones(status int) time.Duration {
+	if status == http.StatusGone || status == http.StatusTooManyRequests {
+		return patience
+	}
+	return 0
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func (c *contact) set(path string, err error) {
+// fail notes that the watch or list has failed. If it failed before, the time of the first failure counts.
+func (c *contact) fail(of *failures, what string, err error, told time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.errs == nil {
-		c.errs = map[string]error{}
+	if *of == nil {
+		*of = failures{}
 	}
-	delete(c.errs, path)
-	if err != nil {
-		c.errs[path] = err
+	now := failure{err, time.Now(), told}
+	if before, ok := (*of)[what]; ok {
+		now.since, now.told = before.since, min(before.told, told)
 	}
+	(*of)[what] = now
 }
 
-// Contact returns the errors of all watches whose last request failed. It is nil if all watches work. Equal errors are
-// returned once.
-func (s *Source) Contact() error {
-	s.contact.mu.Lock()
-	defer s.contact.mu.Unlock()
+func (c *contact) succeed(of *failures, what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(*of, what)
+}
+
+// Contact returns the errors of all watches whose last request failed. If there is none, it returns an error for each
+// list that isn't complete after a while. It returns nil if all watches work, and equal errors once.
+func (s *Source) Contact() error { return s.contact.at(time.Now()) }
+
+func (c *contact) at(now time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.requests.at(now); err != nil { // it may be why a list isn't complete
+		return err
+	}
+	return c.lists.at(now)
+}
+
+func (f failures) at(now time.Time) error {
 	var errs []error
 	seen := map[string]bool{} // if the API server is down, all watches have the same error
-	for _, path := range slices.Sorted(maps.Keys(s.contact.errs)) {
-		if err := s.contact.errs[path]; !seen[err.Error()] {
-			seen[err.Error()] = true
-			errs = append(errs, err)
+	for _, what := range slices.Sorted(maps.Keys(f)) {
+		failed := f[what]
+		if text := failed.err.Error(); now.Sub(failed.since) >= failed.told && !seen[text] {
+			seen[text] = true
+			errs = append(errs, failed.err)
 		}
 	}
 	return errors.Join(errs...)

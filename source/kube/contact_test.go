@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -95,17 +98,80 @@ func TestContact(t *testing.T) {
 	}
 }
 
-func TestContactTakesAnOldStateForAnAnswer(t *testing.T) {
+// TestContactIsPatient: 410 and 429 are answers. If the API server gives only them, they are errors after a while.
+func TestContactIsPatient(t *testing.T) {
 	source := &Source{}
-	for _, code := range []int{http.StatusGone, http.StatusTooManyRequests, http.StatusOK} {
-		rt := source.Transport(
-			roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: code}, nil }))
+	answer := func(code int) {
+		t.Helper()
+		rt := source.Transport(roundTripper(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: code, Status: http.StatusText(code)}, nil
+		}))
 		r := httptest.NewRequest(http.MethodGet, "/api/v1/pods?watch=true", nil)
 		if _, err := rt.RoundTrip(r); err != nil { //nolint:bodyclose // no body
 			t.Fatal(err)
 		}
-		if err := source.Contact(); err != nil {
-			t.Errorf("%d: %v", code, err)
+	}
+	told := func(after time.Duration) bool { return source.contact.at(time.Now().Add(after)) != nil }
+	for _, code := range []int{http.StatusGone, http.StatusTooManyRequests} {
+		for range 2 { // the second answer doesn't begin the time anew
+			if answer(code); told(0) {
+				t.Errorf("%d counts as an error at once", code)
+			}
 		}
+		if err := source.contact.at(time.Now().Add(patience)); err == nil ||
+			!strings.Contains(err.Error(), "/api/v1/pods: "+http.StatusText(code)) {
+			t.Errorf("after %s of %d: %v", patience, code, err)
+		}
+		if answer(http.StatusOK); told(patience) {
+			t.Errorf("%d counts after an answer", code)
+		}
+	}
+	answer(http.StatusInternalServerError)
+	if answer(http.StatusTooManyRequests); !told(0) {
+		t.Error("429 ends an error that counts already")
+	}
+}
+
+// TestContactTellsOfIncompleteLists: the API server accepts each watch, but breaks off its stream of all pods.
+func TestContactTellsOfIncompleteLists(t *testing.T) {
+	server, config := newStreams(t)
+	source := sourceOf(t, config)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- source.Run(ctx, func(*policy.Delta, error) {}) }()
+	answer := func(w podWatch) {
+		t.Helper()
+		select {
+		case server.pods <- w:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the source doesn't watch pods")
+		}
+	}
+	want := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			err := source.contact.at(time.Now().Add(patience))
+			if got := fmt.Sprint(err); got == want {
+				return
+			} else if time.Now().After(deadline) {
+				t.Fatalf("the contact is %s, want %s", got, want)
+			}
+		}
+	}
+	dying := make(chan struct{})
+	close(dying)
+	half := podWatch{events: []watch.Event{{Type: watch.Added, Object: newPod(func(*corev1.Pod) {})}}, end: dying}
+	for range 2 {
+		answer(half)
+		want("the API server has not sent all objects of kind Pod within " + patience.String())
+		if err := source.Contact(); err != nil {
+			t.Errorf("an incomplete list is an error at once: %v", err)
+		}
+	}
+	answer(podWatch{events: append(half.events, bookmark(&corev1.Pod{})), end: make(chan struct{})})
+	want("<nil>")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -29,6 +30,7 @@ type mirror[O object, I any] struct {
 	names    func(func(policy.Name) bool)
 	replaced func()
 	after    func(*policy.Name)
+	complete func() // called when a list is complete; set by follow
 	listed   bool
 	// position is the resourceVersion up to which the mirror has all changes. It is 0 if the resourceVersion isn't a
 	// number.
@@ -156,6 +158,9 @@ func (m *mirror[O, I]) Replace(list []any, version string) error {
 	}
 	m.listed, m.position = true, parseVersion(version)
 	m.mu.Unlock()
+	if m.complete != nil {
+		m.complete()
+	}
 	m.after(nil)
 	return nil
 }
@@ -164,11 +169,17 @@ func (m *mirror[O, I]) Replace(list []any, version string) error {
 func (m *mirror[O, I]) Resync() error { return nil }
 
 func (m *mirror[O, I]) follow(
-	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
+	ctx context.Context, s *Source, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
 ) {
 	var streams atomic.Bool // true if the API server can stream lists
+	kind := strings.TrimPrefix(fmt.Sprintf("%T", of), "*v1.")
+	incomplete := fmt.Errorf("the API server has not sent all objects of kind %s within %s", kind, patience)
+	m.complete = func() { s.contact.succeed(&s.contact.lists, kind) }
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watching.Interface, error) {
+			if o.SendInitialEvents != nil { // the reflector begins a streamed list again and again if the stream ends too early
+				s.contact.fail(&s.contact.lists, kind, incomplete, patience)
+			}
 			w, err := watch(ctx, o)
 			if o.SendInitialEvents == nil {
 				return w, err
@@ -196,7 +207,7 @@ func (m *mirror[O, I]) follow(
 			}
 			return list(ctx, o)
 		},
-	}, client)
+	}, s.Client)
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 

@@ -66,16 +66,16 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 	core, networking := s.Client.CoreV1(), s.Client.NetworkingV1()
 	pods, namespaces, nodes := core.Pods(metav1.NamespaceAll), core.Namespaces(), core.Nodes()
 	policies := networking.NetworkPolicies(metav1.NamespaceAll)
-	m, client := &c.mirrors, s.Client
+	m := &c.mirrors
 	var following sync.WaitGroup
 	defer following.Wait()
-	following.Go(func() { m.pods.follow(ctx, client, &corev1.Pod{}, lister(pods.List), pods.Watch) })
+	following.Go(func() { m.pods.follow(ctx, s, &corev1.Pod{}, lister(pods.List), pods.Watch) })
 	following.Go(func() {
-		m.namespaces.follow(ctx, client, &corev1.Namespace{}, lister(namespaces.List), namespaces.Watch)
+		m.namespaces.follow(ctx, s, &corev1.Namespace{}, lister(namespaces.List), namespaces.Watch)
 	})
-	following.Go(func() { m.nodes.follow(ctx, client, &corev1.Node{}, lister(nodes.List), nodes.Watch) })
+	following.Go(func() { m.nodes.follow(ctx, s, &corev1.Node{}, lister(nodes.List), nodes.Watch) })
 	following.Go(func() {
-		m.policies.follow(ctx, client, &networkingv1.NetworkPolicy{}, lister(policies.List), policies.Watch)
+		m.policies.follow(ctx, s, &networkingv1.NetworkPolicy{}, lister(policies.List), policies.Watch)
 	})
 	expiry := time.NewTicker(maxWatchLag)
 	defer expiry.Stop()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/weir-net/weir/test/nodetest"
@@ -88,6 +89,60 @@ func TestNoAddressIsLeft(t *testing.T) {
 	}
 	n.DelPod(one)
 	n.Eventually("the shortage is over", func() error { return reported(false) })
+	n.AddPod("ns-1", "two")
+}
+
+// TestNoRoomIsLeft: if /run/weir has no space or no inodes left, no pod can start, and the agent says so. It renews its
+// heartbeat all the same.
+func TestNoRoomIsLeft(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	if err := os.MkdirAll("/run/weir", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", "/run/weir", "tmpfs", 0, "size=1m,nr_inodes=200"); err != nil {
+		t.Fatal(err)
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", shortageCluster)
+	n.StartAgent()
+	n.AddPod("ns-1", "one")
+	const filler = "/run/weir/filler"
+	for lacks, fill := range map[string]func() error{
+		"space": func() error { return os.WriteFile(filler, make([]byte, 2<<20), 0o600) },
+		"inodes": func() error {
+			err := os.Mkdir(filler, 0o700)
+			for i := 0; err == nil; i++ {
+				err = os.WriteFile(filepath.Join(filler, fmt.Sprint(i)), nil, 0o600)
+			}
+			return err
+		},
+	} {
+		if err := fill(); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("fill the %s: %v", lacks, err)
+		}
+		n.Eventually("the agent says that there are no "+lacks, func() error {
+			out, err := n.Ctl("status")
+			if err == nil && !strings.Contains(out, "has no "+lacks+" left") {
+				err = errors.New("it doesn't")
+			}
+			return err
+		})
+		if _, err := n.TryAddPod("ns-1", "two"); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+			t.Errorf("without %s, ADD says %v", lacks, err)
+		}
+		if err := os.RemoveAll(filler); err != nil {
+			t.Fatal(err)
+		}
+		n.Eventually("the fault is over", func() error {
+			out, err := n.Ctl("status")
+			if err == nil && strings.Contains(out, "ERROR") {
+				err = errors.New(out)
+			}
+			return err
+		})
+	}
 	n.AddPod("ns-1", "two")
 }
 
