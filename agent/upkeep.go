@@ -240,6 +240,9 @@ func (u *upkeep) properties(
 		if e.BridgeIf != "" && !slices.Contains(known.Filtered, e.BridgeIf) {
 			known.Filtered = append(known.Filtered, e.BridgeIf)
 		}
+		if bridge.NeedsNoIPv6(e) {
+			known.NoIPv6 = append(known.NoIPv6, bridge.Peer{Name: e.HostIf, Index: e.HostIndex})
+		}
 		pod, ok := bridge.PodOf(e)
 		if !ok || busy(e) {
 			continue

@@ -36,7 +36,7 @@ func (m *making) chainedSteps() []func() error {
 
 // findChained finds the pod's link on the node, unless enforcement is off. If the link is a port of a bridge,
 // findChained makes the bridge's packets pass the FORWARD hook. It returns bridge.ErrBypassesForward if the link's
-// packets can't pass that hook.
+// packets can't pass that hook. If the node itself needs no IPv6 on the link, findChained switches IPv6 off there.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -52,6 +52,9 @@ func (m *making) findChained(c *Chained) error {
 	e.HostIf, e.HostIndex, e.BridgeIf = peer.Name, peer.Index, peer.Bridge
 	if err == nil && e.BridgeIf != "" {
 		err = bridge.EnableBridgeNetfilter(links, e.BridgeIf)
+	}
+	if err == nil && bridge.NeedsNoIPv6(*e) {
+		err = bridge.DisableIPv6(e.HostIf)
 	}
 	if errors.Is(err, bridge.ErrBypassesForward) {
 		return err
@@ -128,6 +131,9 @@ func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 				"bridge %s passes packets between pods on without iptables (nf_call_iptables)", e.BridgeIf), err))
 		}
 		errs = append(errs, bridge.CheckLinkLocal(*e))
+	}
+	if bridge.NeedsNoIPv6(*e) {
+		errs = append(errs, bridge.CheckNoIPv6(e.HostIf))
 	}
 	return errors.Join(errs...)
 }

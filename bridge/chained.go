@@ -248,3 +248,48 @@ func NetfilterEnabled(name string) (bool, error) {
 func (l Link) filtered() bool {
 	return l.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && l.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1
 }
+
+// NeedsNoIPv6 reports whether the node itself needs no IPv6 on the link that another plugin made for a pod.
+//
+//   - A bridge hands frames to link-local MACs of IEEE 802.1D to the node's IP stack as received on the port, past the
+//     hooks of the bridge. All other packets reach the node from the bridge.
+//   - The kernel gives a link that the node routes a link-local address. If no pod of the node has an IPv6 address, the
+//     node has no rules for IPv6.
+func NeedsNoIPv6(e endpoint.Endpoint) bool {
+	six := func(a endpoint.Address) bool { return a.Addr.Is6() }
+	return e.Chained && e.HostIf != "" && (e.BridgeIf != "" || !slices.ContainsFunc(e.Addresses, six))
+}
+
+func sysctlWithoutIPv6(link string) sysctl {
+	return sysctl{
+		Key: "net/ipv6/conf/" + link + "/disable_ipv6", Value: "1", Link: link, IfThere: true,
+		Why: "the node itself speaks no IPv6 on " + link + ", the link of a pod behind another plugin",
+	}
+}
+
+// withoutIPv6 is the property that the node itself speaks no IPv6 on the link with this name and index. A later pod's
+// link may have the same name, so a link with another index isn't checked. Index is 0 if it isn't known.
+type withoutIPv6 struct {
+	sysctl
+	Index int
+}
+
+func (p withoutIPv6) Check(o *Observed) error {
+	if l, _, err := o.link(p.Link); err == nil && p.Index != 0 && l.Index != p.Index {
+		return nil
+	}
+	return p.sysctl.Check(o)
+}
+
+// DisableIPv6 makes the node drop all IPv6 packets that reach its own IP stack from the link. Packets that a bridge
+// receives on the link and forwards aren't affected. Without IPv6 in the kernel, DisableIPv6 does nothing.
+//
+// Equivalent to: sysctl -w net.ipv6.conf.LINK.disable_ipv6=1
+func DisableIPv6(link string) error { return setAll([]Property{sysctlWithoutIPv6(link)}) }
+
+// CheckNoIPv6 returns an error if DisableIPv6 wasn't called for the link, or if another program has undone it.
+func CheckNoIPv6(link string) error {
+	s := sysctlWithoutIPv6(link)
+	s.Link = "" // no links were observed
+	return s.Check(&Observed{Sysctl: readSysctl})
+}

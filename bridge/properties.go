@@ -58,6 +58,8 @@ type Knowledge struct {
 	Memory uint64
 	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
+	// NoIPv6 are links of pods behind other plugins on which the node itself speaks no IPv6 (see NeedsNoIPv6).
+	NoIPv6 []Peer
 }
 
 // Properties returns the node settings of weir, in the order in which they must be made. ADD makes most of them,
@@ -76,6 +78,9 @@ func Properties(k Knowledge) []Property {
 	}
 	for _, name := range k.Filtered {
 		all = append(all, filteredBridge{name})
+	}
+	for _, link := range k.NoIPv6 {
+		all = append(all, withoutIPv6{sysctlWithoutIPv6(link.Name), link.Index})
 	}
 	gateways := k.gateways()
 	if len(gateways) == 0 {

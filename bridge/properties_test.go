@@ -121,8 +121,11 @@ func TestProperties(t *testing.T) {
 		},
 		{
 			"behind another plugin",
-			Knowledge{Filtered: []string{"cni0"}},
-			[]string{"ip link set cni0 type bridge nf_call_iptables 1 nf_call_ip6tables 1"},
+			Knowledge{Filtered: []string{"cni0"}, NoIPv6: []Peer{{Name: "veth1"}}},
+			[]string{
+				"ip link set cni0 type bridge nf_call_iptables 1 nf_call_ip6tables 1",
+				"sysctl -w net.ipv6.conf.veth1.disable_ipv6=1",
+			},
 		},
 	} {
 		var got []string
@@ -204,6 +207,29 @@ func TestLaterRoutes(t *testing.T) {
 	}, o.Routes...)
 	if got := Compare(Properties(Knowledge{Pods: []Pod{dualPod()}}), o); len(got) > 0 {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestNoIPv6OnPeers: IPv6 counts as wrong only on the pod's own link, and not on a later link with the same name.
+func TestNoIPv6OnPeers(t *testing.T) {
+	for _, tc := range []struct {
+		value string
+		index int // of the pod's link, or 0 if it isn't known
+		wrong bool
+	}{{"0", 7, true}, {"1", 7, false}, {"0", 8, false}, {"0", 0, true}} {
+		o := whole()
+		edit(o, "veth1", func(l *Link) { l.Name, l.Index = "veth1", 7 })
+		as := o.Sysctl
+		o.Sysctl = func(k string) (string, error) {
+			if k == "net/ipv6/conf/veth1/disable_ipv6" {
+				return tc.value, nil
+			}
+			return as(k)
+		}
+		k := Knowledge{Pods: []Pod{dualPod()}, NoIPv6: []Peer{{Name: "veth1", Index: tc.index}, {Name: "gone", Index: 9}}}
+		if got := Compare(Properties(k), o); len(got) > 0 != tc.wrong {
+			t.Errorf("%+v: %v", tc, got)
+		}
 	}
 }
 

@@ -1,12 +1,18 @@
 package blackbox
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -228,6 +234,107 @@ func TestTheLinkLocalTableIsKept(t *testing.T) {
 	})
 }
 
+// TestIPv6WithoutIPv6PodsBehindPtp: if no pod of the node has an IPv6 address, a pod behind ptp doesn't reach the node
+// over IPv6, neither from its link-local address nor from a forged one.
+func TestIPv6WithoutIPv6PodsBehindPtp(t *testing.T) {
+	if !isolatedBehind(t, "ptp") {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.ConfigureList(nodetest.Conf{"type": "ptp", "ipam": nodetest.Conf{
+		"type": "host-local", "ranges": []any{[]any{nodetest.Conf{"subnet": "10.99.0.0/24"}}},
+		"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}},
+	}}, nodetest.Conf{"type": "weir"})
+	n.Manifest("cluster.yaml", isolated)
+	n.StartAgent()
+	server := n.AddPod("shop", "server")
+	f := newForgery(t, server)
+	own, toNode := linkLocalOf(n, server.Netns, "eth0"), linkLocalFrom(f.gateway)
+	n.Serve(nodetest.Self, "tcp6", ":80")
+	nodetest.RunEach(t, "ip -n shop.server route add 2001:db8::2 dev eth0",
+		"ip -n shop.server neigh add 2001:db8::2 lladdr "+f.gateway.String()+" dev eth0")
+	reachesNone(t, server.Netns, "["+toNode+"%eth0]:80", "[2001:db8::2]:80")
+	service := listen(t, nodetest.Self, "udp6", ":9999")
+	for _, src := range []string{hostOf(own), "2001:db8:9::9", "fd00:10:99::9"} {
+		for _, dst := range []string{toNode, "2001:db8::2"} {
+			nodetest.SendFrames(t, server.Netns, "eth0", udpFrame(t, f.own, f.gateway, src, dst, 9999, []byte(src+" to "+dst)))
+		}
+	}
+	for _, say := range service.heard(t, silence) {
+		t.Errorf("the node heard %s", say)
+	}
+	key := "net.ipv6.conf." + nodeEnd(t, server) + ".disable_ipv6"
+	nodetest.Run(t, "sysctl", "-w", key+"=0")
+	n.Eventually("the agent switches IPv6 off again", func() error {
+		if got := strings.TrimSpace(nodetest.Run(t, "sysctl", "-n", key)); got != "1" {
+			return fmt.Errorf("%s is %s", key, got)
+		}
+		return nil
+	})
+	reachesNone(t, server.Netns, "["+toNode+"%eth0]:80", "[2001:db8::2]:80")
+}
+
+// TestLinkLocalMACsBehindBridge: a pod on another plugin's bridge doesn't reach the node with IPv6 packets to MACs that
+// bypass the bridge's hooks.
+func TestLinkLocalMACsBehindBridge(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server, other := n.AddPod("shop", "server"), n.AddPod("shop", "other")
+	own, mac := hostOf(linkLocalOf(n, server.Netns, "eth0")), macOf(t, server.Netns, "eth0")
+	toPort := linkLocalFrom(macOf(t, nodetest.Self, nodeEnd(t, server)))
+	toBridge := hostOf(linkLocalOf(n, nodetest.Self, "cni0"))
+	service := listen(t, nodetest.Self, "udp", ":9999")
+	var frames [][]byte
+	for last := byte(1); last < 16; last++ { // the bridge's hooks see frames to the MAC that ends in 0
+		for _, from := range []struct{ src, dst string }{
+			{own, toPort},
+			{own, toBridge},
+			{own, "2001:db8::2"},
+			{own, "ff02::1"},
+			{server.IP6, toPort},
+			{server.IP6, "2001:db8::2"},
+			{server.IP, "192.0.2.2"},
+		} {
+			say := fmt.Appendf(nil, "%s to %s by 01:80:c2:00:00:%02x", from.src, from.dst, last)
+			frames = append(frames, udpFrame(t, mac, linkLocal(last), from.src, from.dst, 9999, say))
+		}
+	}
+	nodetest.SendFrames(t, server.Netns, "eth0", frames...)
+	for _, say := range service.heard(t, silence) {
+		t.Errorf("the node heard %s", say)
+	}
+	f := newForgery(t, other)
+	nodetest.SendFrames(t, other.Netns, "eth0",
+		udpFrame(t, f.own, f.gateway, other.IP, "192.0.2.2", 9999, []byte("other")))
+	if got := service.awaited(t); len(got) != 1 {
+		t.Errorf("an ordinary packet of another pod was heard %d times", len(got))
+	}
+}
+
+// TestOtherProtocolsBehindBridge: isolated pods on another plugin's bridge exchange frames that are neither IPv4 nor
+// IPv6. docs/security-windows.md names this window.
+func TestOtherProtocolsBehindBridge(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server, client := n.AddPod("shop", "server"), n.AddPod("shop", "client")
+	inbox := nodetest.Sniff(t, client.Netns, "eth0")
+	const experimental = 0x88b5 // IEEE 802, local experimental EtherType 1
+	frame := nodetest.Frame(t, &layers.Ethernet{
+		DstMAC: macOf(t, client.Netns, "eth0"), SrcMAC: macOf(t, server.Netns, "eth0"), EthernetType: experimental,
+	}, gopacket.Payload("between isolated pods"))
+	n.Eventually("the frame arrives", func() error {
+		nodetest.SendFrames(t, server.Netns, "eth0", frame)
+		if heard(inbox, "between isolated pods") == nil {
+			return errors.New("it doesn't")
+		}
+		return nil
+	})
+}
+
 // TestMulticastOfStrangers: multicast packets of an unknown host on another plugin's bridge reach an isolated pod.
 // docs/security-windows.md names this window.
 func TestMulticastOfStrangers(t *testing.T) {
@@ -259,6 +366,55 @@ func TestMulticastOfStrangers(t *testing.T) {
 	}
 }
 
+// TestBroadcastBehindBridge: broadcast and multicast packets of a pod reach an isolated pod on the same bridge of
+// another plugin. docs/security-windows.md names this window.
+func TestBroadcastBehindBridge(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
+	inbox, mac := listen(t, server.Netns, "udp4", ":5353"), macOf(t, other.Netns, "eth0")
+	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	groups := map[string]net.HardwareAddr{
+		"10.99.0.255": broadcast, "255.255.255.255": broadcast, "224.0.0.1": {1, 0, 0x5e, 0, 0, 1},
+	}
+	for dst, to := range groups {
+		n.Eventually("a packet to "+dst+" arrives", func() error {
+			nodetest.SendFrames(t, other.Netns, "eth0", udpFrame(t, mac, to, other.IP, dst, 5353, []byte(dst)))
+			if got := inbox.heard(t, silence); !slices.Contains(got, dst) {
+				return fmt.Errorf("the pod heard %q", got)
+			}
+			return nil
+		})
+	}
+	for dst, to := range groups {
+		nodetest.SendFrames(t, client.Netns, "eth0",
+			udpFrame(t, macOf(t, client.Netns, "eth0"), to, client.IP, dst, 5353, []byte("denied")))
+	}
+	if got := inbox.heard(t, silence); slices.Contains(got, "denied") {
+		t.Errorf("the pod heard %q of a pod that may send nothing", got)
+	}
+}
+
+// TestUnknownAddressBehindBridge: a pod reaches an isolated pod on the same bridge of another plugin by an address that
+// weir doesn't know. docs/security-windows.md names this window.
+func TestUnknownAddressBehindBridge(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
+	n.Serve(server.Netns, "tcp", ":80")
+	nodetest.Run(t, "ip", "-n", "shop.server", "address", "add", "172.17.0.1/32", "dev", "lo")
+	for _, pod := range []*nodetest.Pod{client, other} {
+		nodetest.Run(t, "ip", "-n", "shop."+pod.Name, "route", "add", "172.17.0.1", "via", server.IP)
+		n.Reach(pod, server.IP+":80", false)
+	}
+	n.Reach(other, "172.17.0.1:80", true)
+	n.Reach(client, "172.17.0.1:80", false)
+}
+
 // newStranger adds a host that weir doesn't know to the bridge cni0.
 func newStranger(t *testing.T) (netns string) {
 	t.Helper()
@@ -280,6 +436,30 @@ func reachesNone(t testing.TB, netns string, addresses ...string) {
 			}
 		}
 	}
+}
+
+// nodeEnd returns the name of the node's end of the pod's link.
+func nodeEnd(t *testing.T, pod *nodetest.Pod) string {
+	t.Helper()
+	var inside []struct {
+		Peer int `json:"link_index"`
+	}
+	out := nodetest.Run(t, "ip", "-n", pod.Namespace+"."+pod.Name, "-j", "link", "show", "eth0")
+	if err := json.Unmarshal([]byte(out), &inside); err != nil || len(inside) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	link, err := net.InterfaceByIndex(inside[0].Peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link.Name
+}
+
+// linkLocalFrom returns the link-local address that the kernel makes from the MAC (RFC 4291, appendix A).
+func linkLocalFrom(mac net.HardwareAddr) string {
+	return netip.AddrFrom16([16]byte{
+		0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5],
+	}).String()
 }
 
 // hostOf returns the address without the zone and the port.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,64 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 		if _, from, err := atNode.ReadFrom(make([]byte, 100)); err == nil {
 			t.Errorf("the node was reached under the address %v", from)
 		}
+	}
+}
+
+// TestForeignAddressesOfClosedPodsBehindPtp: before an agent has enrolled a pod behind ptp, the pod's packets under its
+// own addresses are dropped, but packets under other addresses reach the node. docs/security-windows.md names this
+// window.
+func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
+	if !isolatedBehind(t, "ptp") {
+		return
+	}
+	n := attachedBy(t, "ptp", isolated)
+	n.ConfigureList(otherPlugins["ptp"], nodetest.Conf{"type": "weir", "enforcement": "closed"})
+	n.AddPod("shop", "other") // from now on, the kernel has the rules that ADD needs
+	n.KillAgent()
+	server := n.AddPod("shop", "server")
+	noReversePath(t)
+	f := newForgery(t, server)
+	service := listen(t, nodetest.Self, "udp", ":9999")
+	send := func(src, dst string) {
+		t.Helper()
+		nodetest.SendFrames(t, server.Netns, "eth0", udpFrame(t, f.own, f.gateway, src, dst, 9999, []byte(src)))
+	}
+	foreign := map[string]string{
+		"198.51.100.7": "192.0.2.2", "2001:db8:7::7": "2001:db8::2",
+		hostOf(linkLocalOf(n, server.Netns, "eth0")): "2001:db8::2",
+	}
+	own := map[string]string{server.IP: "192.0.2.2", server.IP6: "2001:db8::2"}
+	isOwn := func(src string) bool { return own[src] != "" } // a packet from another address may come late
+	for src, dst := range foreign {
+		n.Eventually("a packet from "+src+" arrives", func() error {
+			send(src, dst)
+			if got := service.heard(t, silence); !slices.Contains(got, src) {
+				return fmt.Errorf("the node heard %q", got)
+			}
+			return nil
+		})
+	}
+	for src, dst := range own {
+		send(src, dst)
+	}
+	if got := service.heard(t, silence); slices.ContainsFunc(got, isOwn) {
+		t.Errorf("without an agent, the node hears %q", got)
+	}
+	n.StartAgent()
+	for src, dst := range foreign {
+		n.Eventually("no packet from "+src+" arrives", func() error {
+			send(src, dst)
+			if got := service.heard(t, silence); len(got) > 0 {
+				return fmt.Errorf("the node heard %q", got)
+			}
+			return nil
+		})
+	}
+	for src, dst := range own {
+		send(src, dst)
+	}
+	if got := service.heard(t, silence); slices.ContainsFunc(got, isOwn) {
+		t.Errorf("with an agent, the node hears %q", got)
 	}
 }
 
