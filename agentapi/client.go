@@ -63,17 +63,22 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. The error wraps ErrNoAgent if Ask can't connect.
+// Ask sends the agent one request. The error wraps ErrNoAgent if Ask can't connect, unless ctx has ended.
 //
 // Equivalent to, with Answer: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 //
 // Ask writes HTTP/1.0 by hand, because net/http would nearly double the plugin's size.
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
+	q := &Question{what: method + " " + path, ctx: ctx}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", Socket)
-	if err != nil {
+	switch {
+	case err == nil:
+		q.conn = conn
+	case ctx.Err() != nil:
+		return nil, q.failed(err)
+	default:
 		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
-	q := &Question{what: method + " " + path, ctx: ctx, conn: conn}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // a hanging agent reads nothing
 	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
