@@ -61,6 +61,17 @@ func removeIptables(ctx context.Context) error {
 	return err
 }
 
+// removeIptablesAtLast is removeIptables for a command that nothing runs again. On a busy machine, the kernel may need
+// more than the second that one try waits until it has freed the deleted rules that used a set.
+func removeIptablesAtLast(ctx context.Context) (err error) {
+	for range 10 {
+		if err = removeIptables(ctx); !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
+			break
+		}
+	}
+	return err
+}
+
 func newNftables() *nftables.Driver {
 	d := nftables.New()
 	d.Legacy = &iptables.LegacyForward{}

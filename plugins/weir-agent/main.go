@@ -240,7 +240,7 @@ func cleanupCommand() *cobra.Command {
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard(), flowlog.Remove()); err != nil {
 				return err
 			}
-			return errors.Join(removeIptables(cmd.Context()), removeNftables(cmd.Context()),
+			return errors.Join(removeIptablesAtLast(cmd.Context()), removeNftables(cmd.Context()),
 				(&iptables.LegacyForward{}).Remove(cmd.Context()))
 		},
 	}
