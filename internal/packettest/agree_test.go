@@ -143,9 +143,7 @@ func TestHasPods(t *testing.T) {
 			}
 			apply(policy.State{Strays6: true}, netfilter.Trust)
 		}
-		if err := b.Remove(t.Context()); err != nil {
-			t.Error(name, err)
-		}
+		(&Node{TB: t, Backend: b}).Remove()
 		b.Close()
 	}
 }

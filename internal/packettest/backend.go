@@ -3,6 +3,7 @@ package packettest
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/iptables"
@@ -55,9 +56,17 @@ func (n *Node) Use(name Name) {
 	n.Backend, n.Writer = open(n, name), name
 }
 
+// Remove removes the node's rules. It tries for a minute: a set counts as in use until nf_tables has freed the deleted
+// rules that used it.
 func (n *Node) Remove() {
 	n.Helper()
-	if err := n.Backend.Remove(n.Context()); err != nil {
-		n.Fatal(err)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		err := n.Backend.Remove(n.Context())
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.Fatal(err)
+		}
 	}
 }

@@ -157,6 +157,13 @@ func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr)
 			}
 		}
 	}
+	// A new link drops packets until the kernel's link watch has run, and a new port of a bridge also some time longer.
+	ready := fmt.Sprintf("until ip link show %s | grep -q 'state UP' && ip -n %s link show eth0 | grep -q 'state UP'; "+
+		"do sleep 0.01; done", hostIf, name)
+	if bridgeIf != "" {
+		ready += fmt.Sprintf("; until bridge link show dev %s | grep -q 'state forwarding'; do sleep 0.01; done", hostIf)
+	}
+	nodetest.Run(n, "timeout", "60", "sh", "-c", ready)
 	for _, addr := range addrs {
 		n.bridged[bridgeIf] = append(n.bridged[bridgeIf], neighbour{name, mac, addr})
 		n.addHost(path, addr)

@@ -117,7 +117,7 @@ func listing(t *testing.T) string {
 		nodetest.Run(t, "conntrack", "-L", "-f", "ipv6", "-o", "extended")
 	for line := range strings.Lines(table) {
 		if strings.Contains(line, "src=") {
-			line = regexp.MustCompile(` (69\d\d|7000|43\d{4}) `).ReplaceAllString(line, " T ")
+			line = regexp.MustCompile(` (6\d{3}|7000|4[23]\d{4}) `).ReplaceAllString(line, " T ")
 			lines = append(lines, regexp.MustCompile(` (mark|use|labels)=\S*`).ReplaceAllString(line, ""))
 		}
 	}

@@ -47,11 +47,12 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 		t.Error("sets that are needed again have not their entries")
 	}
 	mustApply(t, d, without, netfilter.Trust)
-	for range 100 { // several tries, because the set counts as in use until nf_tables has freed deleted rules
-		if r = mustApply(t, d, without, netfilter.Trust); len(r.Left) == 0 {
-			break
+	soon(t, func() error {
+		if r := mustApply(t, d, without, netfilter.Trust); len(r.Left) > 0 {
+			return fmt.Errorf("left %q", r.Left)
 		}
-	}
+		return nil
+	})
 	if now := sets(); slices.ContainsFunc(now, func(s string) bool { return strings.HasPrefix(s, "weir-sel") }) {
 		t.Errorf("a set that no rule uses is left: %q", now)
 	}
@@ -104,14 +105,10 @@ func TestForeignSetUnderAName(t *testing.T) {
 		t.Errorf("while a rule uses it: %v", err)
 	}
 	nodetest.Run(t, "iptables-nft", "-F", "INPUT")
-	for range 1000 { // several tries, because the set counts as in use until nf_tables has freed the deleted rule
-		if _, err = d.Apply(t.Context(), want, netfilter.Trust); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	soon(t, func() error {
+		_, err := d.Apply(t.Context(), want, netfilter.Trust)
+		return err
+	})
 	if out := nodetest.Run(t, "ipset", "list", conf.IngressMap); !strings.Contains(out, "skbmark 0x1") {
 		t.Errorf("weir-in is:\n%s", out)
 	}

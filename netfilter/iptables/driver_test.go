@@ -41,6 +41,27 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
+// soon calls try until it returns nil, for a minute at most. A set counts as in use until nf_tables has freed the rules
+// that used it, which it does some time after they are deleted.
+func soon(t *testing.T, try func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// mustRemove removes what the driver has made.
+func mustRemove(t *testing.T, d *Driver) {
+	t.Helper()
+	soon(t, func() error { return d.Remove(t.Context()) })
+}
+
 func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
@@ -94,9 +115,7 @@ func testApply(t *testing.T, f Flavour) {
 	nodetest.Run(t, "iptables-"+string(f), "-t", "mangle", "-N", "SOMEBODY")
 	nodetest.Run(t, "ip6tables-"+string(f), "-t", "mangle", "-N", "SOMEBODY6")
 	nodetest.Run(t, "ipset", "create", "somebody", "hash:ip")
-	if err := d.Remove(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	mustRemove(t, d)
 	save := nodetest.Run(t, "iptables-"+string(f)+"-save") + nodetest.Run(t, "ip6tables-"+string(f)+"-save")
 	sets := nodetest.Run(t, "ipset", "list", "-name")
 	if strings.Contains(save, "WEIR") || strings.Contains(sets, "weir") {
@@ -461,9 +480,10 @@ func TestWithoutIP6tables(t *testing.T) {
 		!strings.Contains(err.Error(), "ip6tables") {
 		t.Errorf("with IPv6 pods: %v, want an error that names ip6tables", err)
 	}
-	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
+	if err := d.CleanOtherFlavour(t.Context()); err != nil {
 		t.Error(err)
 	}
+	mustRemove(t, d)
 	// If ip6tables works, nothing fails, even if another program has used ip6tables before.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")

@@ -30,9 +30,7 @@ func testInspect(t *testing.T, f Flavour) {
 	var want ruleset.Ruleset
 	var packets []ruleset.Packet
 	for i := range 8 {
-		if err := d.Remove(t.Context()); err != nil { // removes the sets with the last state's pods
-			t.Fatal(err)
-		}
+		mustRemove(t, d) // also the sets with the last state's pods
 		s := policytest.State(r)
 		s.Policies = append(s.Policies, policytest.Letting("ports", nil, nil, policytest.OddPorts(100)...))
 		if i == 1 {

@@ -244,16 +244,12 @@ func TestKilledTrial(t *testing.T) {
 			for _, f := range conf.Families {
 				begunTrial(t, d, f)
 			}
-			remove()
-			for range 100 { // several times, because only an Apply that has nothing else to do destroys sets
-				if left := trialIn(t); left == "" {
-					break
+			soon(t, func() error { // several times, because only an Apply that has nothing else to do destroys sets
+				if remove(); trialIn(t) != "" {
+					return fmt.Errorf("%s of iptables-%s has left:\n%s", what, flavour, trialIn(t))
 				}
-				remove()
-			}
-			if left := trialIn(t); left != "" {
-				t.Errorf("%s of iptables-%s has left:\n%s", what, flavour, left)
-			}
+				return nil
+			})
 		}
 	}
 }

@@ -89,9 +89,7 @@ func TestPrint(t *testing.T) {
 				before = now
 			}
 		}
-		if err := d.Remove(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		mustRemove(t, d)
 	}
 }
 

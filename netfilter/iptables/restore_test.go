@@ -36,7 +36,7 @@ func TestRestorers(t *testing.T) {
 		if !waiting.runs() {
 			t.Fatal("no program was started ahead")
 		}
-		nodetest.Run(t, "iptables-"+string(f), "-w", "1", "-t", "mangle", "-N", "SOMEBODY")
+		nodetest.Run(t, "iptables-"+string(f), "-w", "60", "-t", "mangle", "-N", "SOMEBODY")
 		if err := chain("WEIR-B"); err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +164,7 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 	await := func(runs bool) {
 		t.Helper()
-		for range 1000 {
+		for range 6000 {
 			running := false
 			all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 			for _, of := range all {

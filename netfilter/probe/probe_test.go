@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"net"
 	"testing"
 	"time"
 
@@ -66,11 +67,28 @@ func TestPacketThatWaits(t *testing.T) {
 		if _, err := trial.sender.WriteToUDPAddrPort([]byte("x"), addrOf(at)); err != nil {
 			t.Fatal(err)
 		}
+		waitsFor(t, at)
 		if from, sender := arrives(at, time.Unix(1, 0)), addrOf(trial.sender); from != sender {
 			t.Errorf("%s: a packet from %v instead of %s", f, from, sender)
 		}
 		if err := trial.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// waitsFor waits until a packet is in the socket.
+func waitsFor(t *testing.T, at *net.UDPConn) {
+	t.Helper()
+	raw, err := at.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	errControl := raw.Control(func(fd uintptr) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+	})
+	if n != 1 || err != nil || errControl != nil {
+		t.Fatalf("no packet has come: %v, %v", err, errControl)
 	}
 }
