@@ -98,12 +98,12 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 			t.Fatalf("Allowed after Allow: %v, %v", ok, err)
 		}
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.3")
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1")
 }
 
 // TestTranslatedPacketsReachPodsOfTheSameNode: if a DNAT rule, as kube-proxy makes, leads a pod's packet to a pod of
@@ -120,7 +120,7 @@ func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	}
 	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.99.0.1", "-j", "DNAT", "--to-destination",
 		"10.88.0.3")
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.99.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.99.0.1")
 }
 
 func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
@@ -138,7 +138,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if err := AllowSender(p.Sender()); err != nil {
 		t.Fatal(err)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1")
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	if ok, err := SenderAllowed(leftover); ok || err != nil {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
+	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1")
 	for range 2 { // the second time the guard has no entry to delete
 		if err := ForbidSender(p.Sender()); err != nil {
 			t.Fatal(err)

@@ -36,16 +36,16 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
 		// A new port doesn't forward at once, so ping often.
-		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
+		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w60", "-i0.05", "-I", a, b)
 		for netns, link := range map[string]string{"/run/netns/a": "eth0", "/run/netns/b": "eth0", nodetest.Self: Name} {
 			if sent := solicitations(t, netns, link); sent != "0" {
 				t.Errorf("%s: the kernel has sent %s solicitations: it has looked for duplicates or neighbours", netns, sent)
 			}
 		}
-		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", gateway)
-		nodetest.Run(t, "ping", "-6", "-c1", "-w5", b)
+		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w60", gateway)
+		nodetest.Run(t, "ping", "-6", "-c1", "-w60", b)
 		if strings.Contains(addrs["a"], "10.88.0.2") {
-			nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
+			nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.3")
 		}
 		for _, where := range []string{"-n a -6 addr show dev eth0 scope link", "-6 addr show dev " + Name + " scope link"} {
 			if out := nodetest.Run(t, "ip", strings.Fields(where)...); out != "" {
@@ -113,8 +113,8 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if err := AllowSender(n.pod("new", "10.88.0.3 fd00:10:88::3").Sender()); err != nil {
 		t.Fatal(err)
 	}
-	nodetest.Run(t, "ip", "netns", "exec", "old", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	nodetest.Run(t, "ip", "netns", "exec", "new", "ping", "-6", "-c1", "-w5", "-i0.05", "fd00:10:88::1")
+	nodetest.Run(t, "ip", "netns", "exec", "old", "ping", "-c1", "-w60", "-i0.05", "10.88.0.3")
+	nodetest.Run(t, "ip", "netns", "exec", "new", "ping", "-6", "-c1", "-w60", "-i0.05", "fd00:10:88::1")
 	if out := nodetest.Run(t, "ip", "-6", "addr", "show", "dev", Name, "scope", "link"); out != "" {
 		t.Errorf("%s has a link-local address, under which the node tells pods to speak to each other directly:\n%s", Name,
 			out)

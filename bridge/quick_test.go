@@ -22,7 +22,7 @@ func TestQuickEntries(t *testing.T) {
 			t.Errorf("the set has %q, want %q", list, want)
 		}
 	}
-	pings := func() { nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1") }
+	pings := func() { nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1") }
 	repair := func(want ...Sender) {
 		t.Helper()
 		if missing, _, err := RepairGuard(func() ([]Sender, error) { return want, nil }); len(missing) > 0 || err != nil {

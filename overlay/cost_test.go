@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost: if the gate is for as many nodes as Kubernetes supports, a tunnel packet takes at most 20
-// microseconds longer than without a gate.
+// TestGateCost: if the gate is for as many nodes as Kubernetes supports, a tunnel packet takes at most 20 microseconds
+// longer than without a gate. On a slow machine, it may take four times as long.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -81,7 +81,7 @@ func TestGateCost(t *testing.T) {
 	}
 	t.Logf("a tunnel packet takes %v without the gate, %v with that of 3 nodes, %v with that of 5000", fastest[0],
 		fastest[1], fastest[2])
-	if more := fastest[2] - fastest[0]; more > 20*time.Microsecond {
+	if more := fastest[2] - fastest[0]; more > max(20*time.Microsecond, 3*fastest[0]) {
 		t.Errorf("the gate of 5000 nodes takes %v for a packet", more)
 	}
 }

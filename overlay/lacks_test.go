@@ -22,6 +22,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
+// newAddrIPv6 names an RTM_NEWADDR of IPv6.
+const newAddrIPv6 = "RTM_NEWADDR of IPv6"
+
+// monitor returns a function that returns the types of the messages about the tunnel and about weir's routes that the
+// kernel has sent since the last call.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -34,17 +39,16 @@ func monitor(t *testing.T, netns string) func() []string {
 		return err
 	})
 	t.Cleanup(s.Close)
-	tunnel, err := strconv.Atoi(strings.TrimSpace(nodetest.Run(t, "ip", "netns", "exec", "n2", "cat",
-		"/sys/class/net/weir-vxlan/ifindex")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	concerns := func(m syscall.NetlinkMessage) bool {
+	concerns := func(m syscall.NetlinkMessage, tunnel int) bool {
 		switch m.Header.Type {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			return m.Data[5] == conf.RouteProtocol // the field rtm_protocol
 		case unix.RTM_NEWNEIGH:
 			if m.Data[8]&unix.NUD_PERMANENT == 0 { // the field ndm_state; entries that aren't permanent are the kernel's
+				return false
+			}
+		case unix.RTM_DELNEIGH:
+			if m.Data[0] != unix.AF_BRIDGE && m.Data[8] == unix.NUD_NOARP { // the kernel's entry for a multicast address
 				return false
 			}
 		}
@@ -57,6 +61,11 @@ func monitor(t *testing.T, netns string) func() []string {
 	}
 	return func() (heard []string) {
 		t.Helper()
+		tunnel, err := strconv.Atoi(strings.TrimSpace(nodetest.Run(t, "ip", "netns", "exec", "n2", "cat",
+			"/sys/class/net/weir-vxlan/ifindex")))
+		if err != nil {
+			t.Fatal(err)
+		}
 		nodetest.Run(t, "ip", "-n", strings.TrimPrefix(netns, "/run/netns/"), "route", "add", "203.0.113.77", "dev", "lo")
 		nodetest.Run(t, "ip", "-n", strings.TrimPrefix(netns, "/run/netns/"), "route", "del", "203.0.113.77", "dev", "lo")
 		for {
@@ -69,7 +78,9 @@ func monitor(t *testing.T, netns string) func() []string {
 				switch {
 				case own && m.Header.Type == unix.RTM_DELROUTE:
 					return heard
-				case !own && concerns(m):
+				case !own && concerns(m, tunnel) && m.Header.Type == unix.RTM_NEWADDR && m.Data[0] == unix.AF_INET6:
+					heard = append(heard, newAddrIPv6)
+				case !own && concerns(m, tunnel):
 					heard = append(heard, names[m.Header.Type])
 				}
 			}
@@ -99,8 +110,10 @@ func TestNothingToDo(t *testing.T) {
 		return all.Lacks
 	}
 	for _, e := range []Encapsulation{CrossSubnet, Always} {
-		apply(planned("n2", e, nodes, o), o)
 		heard := monitor(t, n2)
+		if apply(planned("n2", e, nodes, o), o); e == CrossSubnet { // it has made the tunnel
+			reported(t, heard, newAddrIPv6)
+		}
 		heard()
 		for range 2 {
 			if lacks := apply(planned("n2", e, nodes, New(o.h)), New(o.h)); len(lacks) > 0 {
@@ -153,7 +166,7 @@ func TestNothingToDo(t *testing.T) {
 		if tc.name == "down" { // the kernel then also removes IPv6's entries and routes
 			heard := monitor(t, n2)
 			apply(plan, o)
-			reported(t, heard, "RTM_NEWADDR")
+			reported(t, heard, newAddrIPv6)
 			continue
 		}
 		heard := monitor(t, n2)
@@ -194,7 +207,7 @@ func TestNothingToDo(t *testing.T) {
 // workers has put the address into use, which may be after the request has been answered.
 func reported(t *testing.T, heard func() []string, message string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !slices.Contains(heard(), message); {
+	for deadline := time.Now().Add(time.Minute); !slices.Contains(heard(), message); {
 		if time.Now().After(deadline) {
 			t.Fatalf("the kernel hasn't sent %s", message)
 		}
