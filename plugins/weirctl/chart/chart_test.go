@@ -136,6 +136,32 @@ func browser(t *testing.T) string {
 	return ""
 }
 
+// runBrowser returns what the browser prints. A browser that crashes or hangs is started again, twice at most.
+func runBrowser(t *testing.T, chromium string, args ...string) string {
+	t.Helper()
+	for try := 1; ; try++ {
+		dir, err := os.MkdirTemp("", "weir-chart-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not with t.TempDir: processes of the browser may still write when it has ended.
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		var errors strings.Builder
+		cmd := exec.CommandContext(ctx, chromium, append([]string{"--user-data-dir=" + dir}, args...)...)
+		cmd.Stderr, cmd.WaitDelay = &errors, 10*time.Second
+		out, err := cmd.Output()
+		cancel()
+		if err == nil {
+			return string(out)
+		}
+		if try == 3 {
+			t.Fatalf("%v\n%s", err, &errors)
+		}
+		t.Logf("the browser is started again: %v\n%s", err, &errors)
+	}
+}
+
 // TestPage checks the pages in a headless Chromium without a network. If the variable SCREENSHOTS names a
 // directory, pictures go there.
 func TestPage(t *testing.T) {
@@ -170,16 +196,10 @@ func TestPage(t *testing.T) {
 			u := url.URL{Scheme: "file", Path: file, Fragment: tc.view}
 			args := []string{
 				"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-				"--user-data-dir=" + t.TempDir(), "--hide-scrollbars",
+				"--hide-scrollbars",
 				"--proxy-server=127.0.0.1:1", "--virtual-time-budget=5000", "--window-size=1400,900",
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			document, err := exec.CommandContext(ctx, chromium, append(args, "--dump-dom", u.String())...).Output()
-			if err != nil {
-				t.Fatal(err)
-			}
-			shown, _, _ := strings.Cut(string(document), "<script>")
+			shown, _, _ := strings.Cut(runBrowser(t, chromium, append(args, "--dump-dom", u.String())...), "<script>")
 			for _, want := range tc.want {
 				if !strings.Contains(shown, want) {
 					t.Errorf("%q is missing in\n%s", want, shown)
@@ -193,10 +213,7 @@ func TestPage(t *testing.T) {
 			}
 			if to := os.Getenv("SCREENSHOTS"); to != "" {
 				picture := "--screenshot=" + filepath.Join(to, tc.name+".png")
-				out, err := exec.CommandContext(ctx, chromium, append(args, picture, u.String())...).CombinedOutput()
-				if err != nil {
-					t.Errorf("%v\n%s", err, out)
-				}
+				runBrowser(t, chromium, append(args, picture, u.String())...)
 			}
 		})
 	}

@@ -20,7 +20,7 @@ import (
 
 var quickly = Times{
 	Poll: time.Millisecond, Alive: 20 * time.Millisecond, Starts: 200 * time.Millisecond, Applies: 100 * time.Millisecond,
-	Reach: time.Second, Denied: time.Second, Removes: 5 * time.Second,
+	Reach: time.Second, Denied: time.Second, Removes: time.Minute,
 }
 
 func (f *fake) check(t *testing.T) *Check {

@@ -32,7 +32,7 @@ func TestRun(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- serve(ctx, "pod-1", listener, packets) }()
 	tcp := listener.Addr().String()
-	const long, short = 10 * time.Second, 50 * time.Millisecond
+	const long, short = time.Minute, 50 * time.Millisecond
 	for _, tc := range []struct {
 		p    Probe
 		want Result
