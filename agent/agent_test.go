@@ -288,7 +288,7 @@ func (r *running) attachUID(name, uid, address string) string {
 }
 
 func (r *running) enrol(id string) (agentapi.EnrolAnswer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return agentapi.Enrol(ctx, id)()
 }

@@ -45,7 +45,7 @@ func TestStoppedClient(t *testing.T) {
 	if _, err := stopped.Read(make([]byte, 1)); err != nil { // the answer has begun
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if !x.begin(ctx) {
 		t.Fatal("the next question waits for a client that doesn't read")

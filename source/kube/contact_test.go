@@ -67,7 +67,7 @@ func TestContact(t *testing.T) {
 			go func() { done <- source.Run(ctx, func(_ *policy.Delta, err error) { updates <- err }) }()
 			contact := func(want string) {
 				t.Helper()
-				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 					err := source.Contact()
 					if (want == "" && err == nil) || (want != "" && err != nil && strings.Contains(err.Error(), want)) {
 						return

@@ -35,7 +35,7 @@ func TestStreams(t *testing.T) {
 		t.Helper()
 		select {
 		case server.pods <- w:
-		case <-time.After(30 * time.Second):
+		case <-time.After(3 * time.Minute):
 			t.Fatal("the source doesn't watch pods")
 		}
 	}
@@ -127,7 +127,7 @@ func TestNoStreams(t *testing.T) {
 		if n != 1 || server.lists.Load() != 4 {
 			t.Errorf("the first delta has %d pods after %d lists", n, server.lists.Load())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Error("there is no first delta")
 	}
 	cancel()

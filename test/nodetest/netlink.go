@@ -19,7 +19,7 @@ func FailedWatch(t *testing.T, protocol int, watch func() error) error {
 	before := openFiles(t)
 	done := make(chan error, 1)
 	go func() { done <- watch() }()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		for _, port := range listeners(t, protocol) {
 			sendShort(t, protocol, port)
 		}

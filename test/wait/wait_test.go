@@ -240,11 +240,11 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	got, err := w.cluster.Wait(ctx, client.Wait{
 		Kind: kind, Name: policy.Name{Namespace: namespace, Name: name}, Deleted: deleted,
-		AskOptions: client.AskOptions{Parallel: 8, Within: 15 * time.Second},
+		AskOptions: client.AskOptions{Parallel: 8, Within: time.Minute},
 	})
 	if err != nil {
 		t.Fatalf("wait for %s %s/%s: %v: %v", kind, namespace, name, err, got.Missing)

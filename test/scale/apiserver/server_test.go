@@ -42,7 +42,7 @@ func namespace(i int) *corev1.Namespace {
 
 func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.Event {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(3 * time.Minute)
 	for {
 		select {
 		case e, ok := <-w.ResultChan():
