@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -17,10 +18,15 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	start(t,
 		// This pod takes long to end, as a database does.
 		pod{
-			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 90,
-			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & sleep infinity"]`,
+			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 300,
+			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & until [ -e /tmp/end ]; do sleep 1; done"]`,
 		},
 		pod{Namespace: others, Name: "client", Node: on, Labels: "app: client", Image: probe, Command: idle})
+	t.Cleanup(func() {
+		if _, err := execIn(context.WithoutCancel(t.Context()), ns, "server", "touch", "/tmp/end"); err != nil {
+			t.Error(err)
+		}
+	})
 	to := podIP(t, ns, "server") + ":9000"
 	connects := func() error {
 		out, err := execIn(t.Context(), others, "client", "probe", "connect", "--count=1", "--timeout=500ms", to)
@@ -62,7 +68,7 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 		"-o", "name")
 	kubectl(t, "-n", "kube-system", "delete", strings.TrimSpace(agent), "--grace-period=0", "--force")
 	closed("the agent is killed")
-	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=60s")
+	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=300s")
 	eventually(t, 15*time.Second, "the new agent says that policies are unknown", func() error {
 		out, err := run(t.Context(), "", scripts+"enter", on, "weirctl", "status")
 		if err == nil && !strings.Contains(out, "Namespace "+ns) {

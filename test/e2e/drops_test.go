@@ -149,9 +149,9 @@ func TestDropEvents(t *testing.T) {
 func TestDropsGoOn(t *testing.T) {
 	ns, _, server, wget := denied(t, "drops-go-on")
 	drops, said := followDrops(t, "-n", ns)
-	wget()
 	eventually(t, 5*time.Second, "a drop shows", func() error {
 		if len(drops()) == 0 {
+			wget() // on a busy machine, one may end before it has sent a packet
 			return fmt.Errorf("none")
 		}
 		return nil
@@ -165,15 +165,15 @@ func TestDropsGoOn(t *testing.T) {
 		return nil
 	})
 	before, began := len(drops()), time.Now()
-	wget()
 	eventually(t, 5*time.Second, "a drop of the next agent shows", func() error {
 		for _, d := range drops()[before:] {
 			if d.Source.Pod == ns+"/client" && d.Destination.Pod == ns+"/server" && len(d.Policies) == 2 {
-				t.Logf("shown %d ms after the wget began; the command said:\n%s", d.came.Sub(began).Milliseconds(),
+				t.Logf("shown %d ms after the first wget began; the command said:\n%s", d.came.Sub(began).Milliseconds(),
 					strings.Join(said(), "\n"))
 				return nil
 			}
 		}
+		wget()
 		return fmt.Errorf("none")
 	})
 }
@@ -188,14 +188,14 @@ func TestExplainWithoutANode(t *testing.T) {
 			t.Error(err)
 		}
 		if _, err := run(ctx, "", scripts+"kubectl", "wait", "--for=condition=Ready", "node/"+server.name,
-			"--timeout=120s"); err != nil {
+			"--timeout=600s"); err != nil {
 			t.Error(err)
 		}
 	}
 	t.Cleanup(func() { up(context.WithoutCancel(t.Context())) })
 	for _, known := range []bool{false, true} { // before and after the API server notices that the node is down
 		if known {
-			kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+server.name, "--timeout=90s")
+			kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+server.name, "--timeout=600s")
 		}
 		began := time.Now()
 		text, _ := weir(t, 3, "explain", ns+"/client", ns+"/server:9000")
@@ -209,7 +209,7 @@ func TestExplainWithoutANode(t *testing.T) {
 				t.Errorf("%q is missing", want)
 			}
 		}
-		if known && !strings.Contains(text, "unknown, the node is not ready") || took > 25*time.Second {
+		if known && !strings.Contains(text, "unknown, the node is not ready") || took > 2*time.Minute {
 			t.Errorf("after %v", took)
 		}
 	}

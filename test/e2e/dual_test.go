@@ -95,10 +95,10 @@ func bothFamilies(t *testing.T, client, server node) {
 	policy := func(ingress string) { apply(t, fmt.Sprintf(policies, ns, ingress), nil) }
 	want("without a policy", true, true)
 	for _, ip := range ips {
-		if out, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size=1400",
-			net.JoinHostPort(ip, "9000")); err != nil {
-			t.Errorf("a large packet to %s: %v %s", ip, err, out)
-		}
+		eventually(t, 10*time.Second, "a large packet to "+ip+" is answered", func() error {
+			_, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size=1400", net.JoinHostPort(ip, "9000"))
+			return err
+		})
 	}
 	policy("")
 	want("denied", false, false)
@@ -115,8 +115,11 @@ func bothFamilies(t *testing.T, client, server node) {
 	kubectl(t, "-n", ns, "label", "pod", "client", "--overwrite", "app=client")
 	want("without the label again", false, false)
 	for _, world := range []string{"203.0.113.1:80", "[2001:db8:203::1]:80"} {
-		if !reaches(t, ns, "client", world) {
-			t.Errorf("the client doesn't reach the world at %s", world)
-		}
+		eventually(t, 10*time.Second, "the client reaches the world at "+world, func() error {
+			if !reaches(t, ns, "client", world) {
+				return fmt.Errorf("it doesn't")
+			}
+			return nil
+		})
 	}
 }

@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -34,11 +35,12 @@ func TestFullSizePackets(t *testing.T) {
 	}
 	mtu := strings.TrimSpace(out)
 	for _, p := range pods[1:] {
-		out, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size="+mtu, podIP(t, ns, p.Name)+":9000")
-		if err != nil {
-			t.Errorf("a packet of %s bytes to %s: %v", mtu, p.Name, err)
-		}
-		t.Logf("%s: %s", p.Name, strings.TrimSpace(out))
+		to := podIP(t, ns, p.Name) + ":9000"
+		eventually(t, 10*time.Second, "a packet of "+mtu+" bytes to "+p.Name+" is answered", func() error {
+			out, err := execIn(t.Context(), ns, "client", "probe", "datagram", "--size="+mtu, to)
+			t.Logf("%s: %s", p.Name, strings.TrimSpace(out))
+			return err
+		})
 	}
 }
 
@@ -100,7 +102,7 @@ spec:
 		ip -n stranger route add default via 10.200.0.1
 		nft add element bridge check nodes "{ stranger . 10.200.0.99 }"`)
 	t.Cleanup(func() {
-		_, _ = run(t.Context(), "", scripts+"enter", "router", "sh", "-c",
+		_, _ = run(context.WithoutCancel(t.Context()), "", scripts+"enter", "router", "sh", "-c",
 			`ip netns del stranger; nft delete element bridge check nodes "{ stranger . 10.200.0.99 }"`)
 	})
 
@@ -111,8 +113,8 @@ spec:
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
 	// This last packet must be accepted. It shows that the packets of this test are valid, and that earlier ones would
 	// have arrived.
-	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
+		enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {
 			return fmt.Errorf("the victim has seen %q", log)
 		}

@@ -40,8 +40,12 @@ type Attempt struct {
 	Took          time.Duration `json:"took"` // in nanoseconds
 	OK            bool          `json:"ok"`
 	Retransmitted int           `json:"retransmitted,omitempty"` // number of segments, including SYNs
+	Late          bool          `json:"late,omitempty"`          // the first SYN arrived, and its answer came late
 	Error         string        `json:"error,omitempty"`
 }
+
+// repeatsSYN is how long TCP waits before it repeats a SYN for the first time (TCP_TIMEOUT_INIT).
+const repeatsSYN = time.Second
 
 // connect opens connections at a steady rate. It doesn't wait for earlier connections.
 func connect() *cobra.Command {
@@ -98,6 +102,9 @@ func try(address string, timeout time.Duration) (a Attempt) {
 		_ = raw.Control(func(fd uintptr) {
 			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 				a.Retransmitted = int(info.Total_retrans)
+				// Each SYN has its own timestamp, and the answer repeats it. So the round trip is longer than TCP waits
+				// before it repeats a SYN only if the answer is that to the first SYN.
+				a.Late = a.Retransmitted > 0 && time.Duration(info.Rtt)*time.Microsecond > repeatsSYN-100*time.Millisecond
 			}
 		})
 	}
