@@ -46,7 +46,7 @@ func fetch(names ...string) ([]pkg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w\n(this needs apt, of Debian or Ubuntu, and its index: apt-get update)", err)
 	}
-	get := []string{"download", "--yes", "-o", "APT::Get::AllowUnauthenticated=false"}
+	get := []string{"download", "--yes", "-o", "APT::Get::AllowUnauthenticated=false", "-o", "Acquire::Retries=3"}
 	if os.Getuid() == 0 {
 		get = append(get, "-o", "APT::Sandbox::User=root") // only root may write to the directory
 	}
