@@ -35,9 +35,8 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 		return lines
 	}
 	e.found = map[int]wouldDrop{}
-	answer := make(chan policy.State, 1)
 	audits := slices.DeleteFunc(slices.Clone(lines), func(l drops.Line) bool { return !isAudit(l) })
-	state, known := askLoop(ctx, a, stateWanted{addressesOf(audits), answer}, answer)
+	state, known := a.stateAround(ctx, addressesOf(audits))
 	var evaluator *verdict.Evaluator
 	if known {
 		evaluator = e.cache.New(state)

@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/weir-net/weir/agent/drops"
 	"github.com/weir-net/weir/agentapi"
@@ -199,5 +202,37 @@ func TestAuditWithoutAPod(t *testing.T) {
 		if got := e.lacksPod(verdict.New(state), &view, line); got != want {
 			t.Errorf("%s: %v", peer, got)
 		}
+	}
+}
+
+// TestAuditWaitsForTheLoop: the agent also evaluates connections if the loop is busy for some seconds. If the loop is
+// busy for longer, the connections count as unevaluated.
+func TestAuditWaitsForTheLoop(t *testing.T) {
+	for busy, want := range map[time.Duration]uint64{4 * time.Second: 0, time.Minute: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			a := &agent{events: make(chan event), metrics: &metrics{audits: newAuditSums()}}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() { // the loop
+				select {
+				case <-time.After(busy):
+					(<-a.events).(stateWanted).answer <- policy.State{}
+				case <-ctx.Done():
+				}
+			}()
+			var view dropView
+			view.load(&snapshot{})
+			p := ruleset.Packet{
+				Src: netip.MustParseAddr("10.0.1.2"), Dst: netip.MustParseAddr("10.0.1.3"), Proto: ruleset.TCP, Port: 80,
+			}
+			new(auditEvaluator).only(ctx, a, &view, []drops.Line{{
+				Kind: agentapi.DropShown, Count: 1, Flow: flowOf(p),
+				Prefix: &drops.Prefix{Direction: ruleset.Ingress, Reason: agentapi.ByAudit},
+			}})
+			r := a.metrics.audits.report("", func(*agentapi.AuditedTraffic) bool { return true })
+			if r.Unevaluated != want {
+				t.Errorf("the loop is busy for %v: %d connections are unevaluated, want %d", busy, r.Unevaluated, want)
+			}
+		})
 	}
 }

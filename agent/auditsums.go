@@ -225,8 +225,7 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 		return
 	}
 	defer a.explainer.end()
-	answer := make(chan policy.State, 1)
-	state, ok := askLoop(ctx, a, stateWanted{a.metrics.audits.addresses(), answer}, answer)
+	state, ok := a.stateAround(ctx, a.metrics.audits.addresses())
 	if !ok {
 		refuse(w, http.StatusServiceUnavailable, errBusy)
 		return

@@ -15,12 +15,15 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 const (
-	// namesWait bounds how long askLoop waits for the loop, which may be busy with a large change.
+	// namesWait and stateWait bound how long askLoop waits for the loop, which may be busy with a large change. Without
+	// names a report is still of use. Without the state, connections are left out of audits.
 	namesWait   = 300 * time.Millisecond
+	stateWait   = 5 * time.Second
 	namesAtOnce = 1024
 )
 
@@ -62,14 +65,23 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 		return nil
 	}
 	answer := make(chan map[netip.Addr]string, 1)
+	ctx, cancel := context.WithTimeout(ctx, namesWait)
+	defer cancel()
 	names, _ := askLoop(ctx, a, namesWanted{addresses, answer}, answer)
 	return names
 }
 
-// askLoop sends the loop a question, and waits for the answer. ok is false if none comes within namesWait.
-func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, namesWait)
+// stateAround returns what decides on packets between the addresses. ok is false if the loop doesn't answer within
+// stateWait.
+func (a *agent) stateAround(ctx context.Context, addresses []netip.Addr) (state policy.State, ok bool) {
+	answer := make(chan policy.State, 1)
+	ctx, cancel := context.WithTimeout(ctx, stateWait)
 	defer cancel()
+	return askLoop(ctx, a, stateWanted{addresses, answer}, answer)
+}
+
+// askLoop sends the loop a question, and waits for the answer. ok is false if ctx ends before.
+func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	if !a.send(ctx, question) {
 		return reply, false
 	}

@@ -223,8 +223,7 @@ func (r *recording) addFlows(ctx context.Context, lines []drops.Line) {
 		return
 	}
 	r.view.load(r.snapshots.target.Load())
-	answer := make(chan policy.State, 1)
-	state, _ := askLoop(ctx, r.agent, stateWanted{addressesOf(lines), answer}, answer)
+	state, _ := r.stateAround(ctx, addressesOf(lines))
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
 	for _, l := range lines {
