@@ -10,8 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Pod is a pod that cnitool has attached.
@@ -161,14 +164,37 @@ func echo(conn net.Conn) {
 const patience = 10 * time.Second
 
 // Dial connects from the network namespace. It gives up after a quarter of a second, because dropped packets get no
-// answer. On a busy machine, it may also give up although no packet was dropped.
+// answer. On a busy machine, it may also give up although no packet was dropped. But it never gives up a TCP connection
+// that the kernel has already opened: the test's process may have waited for a processor.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
+	var kept *os.File // the socket, which stays open when the dialer gives up
+	dialer := net.Dialer{Timeout: wait, Control: func(_, _ string, socket syscall.RawConn) error {
+		var dupErr error
+		err := socket.Control(func(fd uintptr) {
+			var again int
+			if again, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); dupErr == nil {
+				kept = os.NewFile(uintptr(again), address)
+			}
+		})
+		return errors.Join(err, dupErr)
+	}}
 	In(t, netns, func() error {
-		conn, err = net.DialTimeout(network, address, wait)
+		conn, err = dialer.Dial(network, address)
 		return nil
 	})
+	defer func() { _ = kept.Close() }()
+	if err != nil && isOpen(kept) {
+		return net.FileConn(kept)
+	}
 	return conn, err
+}
+
+// isOpen reports whether the kernel has opened the TCP connection of the socket.
+func isOpen(socket *os.File) bool {
+	const established = 1 // TCP_ESTABLISHED in include/net/tcp_states.h
+	info, err := unix.GetsockoptTCPInfo(int(socket.Fd()), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State == established
 }
 
 // Connect connects from the network namespace. If that takes more than ten seconds, the test fails. At the end of the
@@ -272,7 +298,7 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	n.Helper()
 	failed := 0
 	n.Eventually(fmt.Sprintf("%s reaches %s: %v", filepath.Base(netns), address, want), func() error {
-		_, err := Get(n, netns, address)
+		err := reach(n, netns, address, want)
 		if failed++; err == nil {
 			failed = 0
 		}
@@ -281,6 +307,21 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 		}
 		return nil
 	})
+}
+
+// reach connects. If greeted is true, it also waits for the server's greeting. A greeting may be late on a busy
+// machine, so its absence doesn't show that packets are dropped.
+func reach(t testing.TB, netns, address string, greeted bool) error {
+	t.Helper()
+	if greeted {
+		_, err := Get(t, netns, address)
+		return err
+	}
+	conn, err := Dial(t, netns, "tcp", address)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err
 }
 
 // atLast is how long Eventually waits. It is long enough for a machine that is twenty times slower than usual ones.

@@ -76,7 +76,9 @@ func (q *Queue) Next(t testing.TB) (packet uint32) {
 		if err != nil {
 			t.Fatalf("queue %d gets no packet: %v", q.number, err)
 		}
-		attrs, err := nl.ParseRouteAttr(buf[min(n, unix.NLMSG_HDRLEN+nl.SizeofNfgenmsg):n])
+		// The kernel doesn't pad the last attribute, and the library needs the padding.
+		padded := min((n+3)&^3, len(buf))
+		attrs, err := nl.ParseRouteAttr(buf[min(n, unix.NLMSG_HDRLEN+nl.SizeofNfgenmsg):padded])
 		if err != nil {
 			t.Fatalf("a packet of queue %d: %v", q.number, err)
 		}
