@@ -3,6 +3,7 @@ package blackbox
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -73,7 +74,8 @@ func follow(n *nodetest.Node, args ...string) *followed {
 		for values := json.NewDecoder(bufio.NewReader(out)); ; {
 			d := &shownDrop{}
 			if err := values.Decode(d); err != nil {
-				if err != io.EOF && !strings.Contains(err.Error(), "closed") {
+				// At the end of the test, weirctl may be killed while it writes a line.
+				if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) && !strings.Contains(err.Error(), "closed") {
 					n.Error(err)
 				}
 				close(f.lines)

@@ -107,11 +107,14 @@ func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 		n.StartAgent()
 		awaitConflist(c, n)
 		router := fmt.Sprintf("172.20.%d.1", i+1)
-		n.Run("ping", "-c1", "-W2", router)
-		out := n.Run("ip", "route")
-		if !strings.Contains(out, "172.17.0.0/24 via") || !strings.Contains(out, "100.96.9.0/24 via") {
-			t.Errorf("%s has no way to networks that it doesn't need itself:\n%s", n.Name, out)
-		}
+		n.Run("ping", "-c1", "-w30", router)
+		c.Eventually(n.Name+" has routes to networks that it doesn't need itself", func() error {
+			out := n.Run("ip", "route")
+			if !strings.Contains(out, "172.17.0.0/24 via") || !strings.Contains(out, "100.96.9.0/24 via") {
+				return fmt.Errorf("it hasn't:\n%s", out)
+			}
+			return nil
+		})
 		n.Run("ip", "link", "add", "docker0", "type", "bridge")
 		n.Run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
 		n.Run("ip", "link", "set", "docker0", "up")

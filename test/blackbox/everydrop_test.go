@@ -41,7 +41,11 @@ func TestEveryDropShows(t *testing.T) {
 	const own, other, times = "192.0.2.2", "192.0.2.1", 3
 	n, e, b, here, there := tunnelNode(t, own, other)
 	n.Manifest("c.yaml", pods("quiet", "c"))
-	c := n.AddPod("quiet", "c")
+	var c *nodetest.Pod
+	n.Eventually("c starts", func() (err error) { // a busy agent may read the manifest too late for the first try
+		c, err = n.TryAddPod("quiet", "c")
+		return err
+	})
 	n.Eventually("the agent reads drops", func() error {
 		_, err := n.Ctl("drops")
 		return err

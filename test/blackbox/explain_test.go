@@ -136,10 +136,14 @@ func TestExplain(t *testing.T) {
 		n.Manifest("shop.yaml", mendable(labels, team, port))
 	}
 	n.Reach(client, db.IP+":80", true)
-	e, code := explain(n, "web/client", db.IP+":80")
-	if code != 0 || e.Result != "allowed" || e.Paths[0].Kernel.Result != "allowed" {
-		t.Errorf("exit code %d: %+v", code, e)
-	}
+	// The agent notes what it enforces a moment after the kernel allows the connection.
+	n.Eventually("explain tells that the connection is allowed", func() error {
+		e, code := explain(n, "web/client", db.IP+":80")
+		if code != 0 || e.Result != "allowed" || e.Paths[0].Kernel == nil || e.Paths[0].Kernel.Result != "allowed" {
+			return fmt.Errorf("exit code %d: %+v", code, e)
+		}
+		return nil
+	})
 	differs(n, client)
 }
 

@@ -47,7 +47,7 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	if err := json.Unmarshal([]byte(out), &routes); err != nil || len(routes) != 1 {
 		t.Fatalf("the pod's default route: %v, %v", routes, err)
 	}
-	for range 100 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		var all []struct{ Dst, Lladdr string }
 		if err := json.Unmarshal([]byte(nodetest.Run(t, "ip", "-n", name, "-j", "neigh", "show")), &all); err != nil {
 			t.Fatal(err)
