@@ -17,7 +17,6 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -398,7 +397,7 @@ func TestKilledBeforeASetIsFilled(t *testing.T) {
 		_, rest, _ := bytes.Cut(message, []byte("\x00weir-"))
 		name, _, _ := bytes.Cut(rest, []byte{0})
 		switch set := "weir-" + string(name); {
-		case p.do != nil && set != conf.TrialSet:
+		case p.do != nil && set != "weir-trial":
 			p.do()
 		case p.do == nil && strings.HasPrefix(set+"\x00", p.before) && now.CompareAndSwap(p, nil):
 			_ = syscall.Kill(p.kill, syscall.SIGKILL)
@@ -419,7 +418,7 @@ func TestKilledBeforeASetIsFilled(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	for _, before := range []string{conf.IngressMap + "\x00", conf.SelectorSets} {
+	for _, before := range []string{"weir-in\x00", "weir-sel-"} {
 		m.kubeProxy("nftables")
 		m.uses("nftables")
 		now.Store(&phase{kill: m.AgentPID(), before: before})
