@@ -330,7 +330,7 @@ func TestWaitIsNeverEarly(t *testing.T) {
 					continue
 				}
 				tried++
-				if a.OK != s.allowed && !(s.allowed && tooBusy) {
+				if a.OK != s.allowed && !tooBusy {
 					wrong++
 					t.Errorf("%s: %v after wait's return, a connection from %s: %+v", s.what, a.Start.Sub(s.from), n, a)
 				}
