@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// columns is the longest allowed line. A tab counts as one column, as in golangci-lint's lll.
+// columns is the largest number of columns that a line may have. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
 // TestColumns: no line of Go, shell, Markdown or YAML has more than 120 columns. golangci-lint checks only Go.

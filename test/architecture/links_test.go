@@ -12,14 +12,14 @@ import (
 
 var (
 	kubernetes = []string{"k8s.io", "sigs.k8s.io"}
-	// These libraries, client-go among them, reach the kernel or the API server.
+	// client-go reaches the API server. The other libraries reach the kernel.
 	drivers = []string{
 		"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go",
 	}
 )
 
-// promises says which packages the packages in a folder never link. A path in the list never also stands for all
-// packages below it.
+// promises has, for each folder, the packages that code in the folder must not link. A path in the list "never" stands
+// for the package at this path and for all packages below it.
 var promises = []struct {
 	folder, why string
 	except      []string // folders below folder for which the promise doesn't hold
@@ -111,7 +111,7 @@ func harmful(f goFile) (wrong []string) {
 	for _, i := range f.ast.Imports {
 		path := imported(i)
 		switch {
-		// TestPure finds packages of weir's own by their links.
+		// TestPure checks weir's own packages by what the package links, directly or indirectly.
 		case strings.HasPrefix(path, module), slices.Contains(harmless, path):
 		case slices.ContainsFunc(harmlessFolders, func(h string) bool { return within(path, h) }):
 		case path == "net" && i.Name == nil:

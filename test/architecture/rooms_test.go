@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// floors are the rooms, from the top down. A package may import packages of its own floor and of lower floors.
+// floors has the rooms of each floor, from the top floor down. A package may import packages of its own floor and of
+// lower floors.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
