@@ -31,8 +31,8 @@ var (
 	more     = allow{pods: "server", peers: "newcomer", ports: web}
 )
 
-// changer makes or undoes a change on a node, and returns when the kernel has the change. what is policyChange or
-// podChange.
+// changer makes a change on a node if begins is true, and otherwise undoes it. It returns when the kernel is up to
+// date. what is policyChange or podChange.
 type changer func(what string, begins bool)
 
 // TestChanges prints how long a change takes, from the changed object until the kernel has the change, on nodes with
@@ -90,7 +90,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// byEngine changes a node from deltas, as the agent does.
+// byEngine passes deltas to an engine and a backend, as the agent does. If native is true, the backend is nftables.
 func byEngine(native bool) func(*testing.T, *packetNode, *workload, iptables.Flavour) changer {
 	return func(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 		b := n.backend(t, native, flavour)

@@ -20,7 +20,7 @@ import (
 // This file has other layouts of the guard's rules. docs/benchmarks.md compares them with the guard. Each layout has
 // only the rules that the measured packets meet, and a rule that drops all other frames.
 
-// guardedPort has the values of a pod's port from which a layout makes rules.
+// guardedPort describes a pod's port. Each layout makes its rules from these values.
 type guardedPort struct {
 	name string
 	mac  net.HardwareAddr
@@ -81,8 +81,8 @@ func byMap(n *packetNode) string {
 	return inBridge(chains+leads+"} }", "iif vmap @ports\n"+unusual) + pastTable("inet")
 }
 
-// atLinks has a chain at the ingress hook of each port, which sees all of the port's frames. So no chain in the bridge
-// is needed, and no table weir-ports for IPv4.
+// atLinks has a chain at the ingress hook of each port. This chain sees all of the port's frames. So the layout needs
+// neither a chain in the bridge, nor the table weir-ports for IPv4.
 func atLinks(n *packetNode) string {
 	all := "table netdev weir {\n"
 	for _, p := range n.guardedPorts() {
@@ -97,8 +97,8 @@ func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }
 
-// byLock locks the ports: the bridge drops a frame unless the sender's MAC has a forwarding entry of the port. The
-// bridge neither logs nor counts the dropped frames. A chain behind the bridge looks the address up.
+// byLock is for locked ports: the bridge itself drops each frame whose source MAC has no forwarding entry for the port.
+// It neither logs nor counts these frames. A chain behind the bridge then looks up the MAC and the address.
 func byLock(n *packetNode) string {
 	set := "set senders4 { typeof ether saddr . ip saddr; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {

@@ -120,7 +120,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return pair.Start()
 }
 
-// newBareNode returns a node with only those rules that each node in the comparison has.
+// newBareNode returns a node with no rules except anyNode's. Each node in the comparison has these rules.
 func newBareNode(t *testing.T, flavour iptables.Flavour, name string, guard bool) *packetNode {
 	t.Helper()
 	n := newPacketNode(t, name, guard)

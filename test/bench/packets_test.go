@@ -164,8 +164,8 @@ func newContestant(t *testing.T, flavour iptables.Flavour, name string, f filter
 // race measures each filter in turns with the bare node.
 func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 	t.Helper()
-	// Client, server and queue block their threads in system calls that Go's scheduler doesn't know. So it needs more
-	// threads.
+	// Client, server and queue block their threads in system calls that Go's scheduler doesn't know. So the scheduler
+	// needs more threads.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
 	for round := range *rounds {
 		for _, c := range all {

@@ -97,7 +97,7 @@ type flows struct {
 	mu          sync.Mutex
 	sending     map[int]net.Conn
 	next        int
-	first, last map[int]time.Time // when the packets that arrived first and last were sent, by the flow's number
+	first, last map[int]time.Time // by the flow's number: when its first and last arrived packets were sent
 }
 
 const portA, portB = 1001, 1002

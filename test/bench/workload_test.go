@@ -19,7 +19,7 @@ import (
 
 type workload struct {
 	local  int                     // number of the node's pods
-	groups map[string][]netip.Addr // pods by a label that they have
+	groups map[string][]netip.Addr // addresses of pods, by a label that these pods have
 	allows []allow
 }
 
