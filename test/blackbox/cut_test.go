@@ -17,8 +17,8 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only connections that haven't
-// ended.
+// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status don't count connections that had
+// already ended.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -61,7 +61,7 @@ metadata: {name: client, namespace: quiet}
 	goesOn()
 	for i := range 3 {
 		n.Manifest("deny.yaml", denyAllIngress)
-		// The status must come first: on a busy machine, a connection may seem to be cut before it is.
+		// Wait for the status before the next check: on a busy machine, an open connection may seem to be cut.
 		n.Eventually("the cut is counted", func() error {
 			out, err := n.Ctl("status")
 			if err == nil && !strings.Contains(out, fmt.Sprintf(" %d connections cut", i+1)) {

@@ -24,8 +24,8 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: job}}, policyTypes: [Egress]}
 `
 
-// TestDropsOfAnEndedPod: the drops of a pod that has ended name the pod and its policies, also those that were counted
-// after its end.
+// TestDropsOfAnEndedPod: the drops of a pod that has ended name the pod and its policies, even if the agent counts the
+// drops after the pod's end.
 func TestDropsOfAnEndedPod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

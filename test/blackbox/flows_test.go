@@ -53,7 +53,7 @@ func TestFlowsAndSuggestions(t *testing.T) {
 	}
 	t.Log(policies)
 	n.Manifest("suggested.yaml", policies)
-	// A connection that passes before the policies are in force would be among the flows.
+	// Wait, because the agent would also record a connection that passes before the policies are in force.
 	n.Eventually("the suggested policies are in force", func() error {
 		out, err := n.Ctl("status")
 		if err == nil && !strings.Contains(out, "shop/allow-db") {

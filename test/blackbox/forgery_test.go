@@ -85,8 +85,8 @@ func (f *forgery) datagram(u udp, payload string) []byte {
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// kind is a kind of ICMP error: its type and code in each family, and the second word of its header, which is info4 in
-// IPv4 and mtu in IPv6.
+// kind is a kind of ICMP error. v4 and v6 are its type and code in each family. The second word of its header is info4
+// in IPv4, and mtu in IPv6.
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32

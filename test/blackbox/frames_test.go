@@ -290,7 +290,7 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 		"echo 1 >/proc/sys/net/ipv6/conf/$l/accept_ra; ip addr add fe80::1/64 dev $l nodad; done; "+
 		"ip -6 route add default via fe80::bad dev "+port+" proto ra metric 10")
 	n.StartAgent()
-	// The agent sets the node's settings beside the loop, so it may be ready before.
+	// The agent sets the node settings in another goroutine than its loop. So it may be ready before they are set.
 	n.Eventually("the router's route and the addresses are removed", func() error {
 		got := unaskedAddresses(t)
 		if route := nodetest.Run(t, "ip", "-6", "route", "show", "proto", "ra"); route != "" || len(got) > 0 {
@@ -340,8 +340,8 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 		"delete table inet weir-ports", "delete table arp weir-ports", "flush chain inet weir-ports prerouting",
 		"flush chain arp weir-ports input", "flush chain bridge weir fragments",
 	} {
-		// Several tries, because the agent may wait for a processor. Without the kernel's message, only a resync repairs
-		// the tables, so each further try takes ten seconds.
+		// Several tries, because the agent may wait for a processor. If the agent ignored the kernel's messages, only a
+		// resync would repair the tables. Each try after the first would then take ten seconds.
 		var took time.Duration
 		for range 4 {
 			if took = repaired(t, n, c); took <= 5*time.Second {

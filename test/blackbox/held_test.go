@@ -46,7 +46,7 @@ func TestHeldPackets(t *testing.T) {
 		packet := queue.Next(t)
 		n.Manifest("deny.yaml", denyAllIngress)
 		holds(true)
-		time.Sleep(2 * time.Second) // so that the walks that follow the change come before the packet
+		time.Sleep(2 * time.Second) // until the agent's walks after the change are over
 		arriving := nodetest.Sniff(t, server.Netns, "eth0")
 		queue.Accept(t, packet)
 		n.Eventually(fmt.Sprintf("the held packet arrives at %s", address), func() error {
@@ -66,7 +66,7 @@ func TestHeldPackets(t *testing.T) {
 	}
 }
 
-// silent returns an error if the connection's server answers, also if the answer is late on a busy machine.
+// silent returns an error if the connection's server answers within three seconds. A busy machine answers late.
 func silent(conn net.Conn) error {
 	if nodetest.Answers(conn, 3*time.Second) == nil {
 		return fmt.Errorf("the server answers")

@@ -183,8 +183,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors checks that ICMP errors don't arrive if their sender is a pod that never received the packet in the
-// error. Connection tracking alone would accept such errors, because that packet belongs to a known connection.
+// forgedErrors checks that a pod's ICMP error doesn't arrive if the pod never received the packet in the error.
+// Connection tracking alone would accept such an error, because the packet in it belongs to a known connection.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

@@ -101,8 +101,8 @@ func TestLinkLocalWithoutIPv6Pods(t *testing.T) {
 	linkLocalOfTheNode(t, n)
 }
 
-// linkLocalOfTheNode checks that the node reaches its pods by their link-local addresses, and gets answers, and that
-// the pods reach neither the node nor each other.
+// linkLocalOfTheNode checks that the node reaches its pods by their link-local addresses, and gets answers. By such
+// addresses, the pods must reach neither the node nor each other.
 func linkLocalOfTheNode(t *testing.T, n *nodetest.Node) {
 	t.Helper()
 	server, other := n.AddPod("shop", "server"), n.AddPod("shop", "other")
@@ -179,8 +179,8 @@ func TestLinkLocalOfClosedPods(t *testing.T) {
 	closed()
 }
 
-// TestTheLinkLocalTableIsKept: the agent repairs the table, takes it over after a restart, and deletes it after the
-// last pod on another plugin's bridge has ended.
+// TestTheLinkLocalTableIsKept: the agent repairs the table weir-link-local, and keeps it over a restart. After the last
+// pod on another plugin's bridge has ended, the agent deletes the table.
 func TestTheLinkLocalTableIsKept(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return

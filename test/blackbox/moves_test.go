@@ -375,8 +375,8 @@ func TestKilledWhileItMoves(t *testing.T) {
 	m.end()
 }
 
-// TestKilledBeforeASetIsFilled: the agent is killed during a move to iptables, when it has made a set and not filled it
-// yet. While the next agent completes the move, the kernel drops no packet that the policies allow.
+// TestKilledBeforeASetIsFilled: the agent is killed during a move to iptables, after it has made a set, and before it
+// fills the set. While the next agent completes the move, the kernel drops no packet that the policies allow.
 func TestKilledBeforeASetIsFilled(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -384,7 +384,7 @@ func TestKilledBeforeASetIsFilled(t *testing.T) {
 	// phase says what happens before a program adds an entry to one of weir's ipsets.
 	type phase struct {
 		kill   int    // the process to kill, or 0
-		before string // only before an entry of the set whose name begins like this
+		before string // beginning of a set's name: the phase waits for an entry of such a set
 		do     func() // nil if a process is to be killed
 	}
 	var now atomic.Pointer[phase]

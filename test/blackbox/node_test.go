@@ -307,7 +307,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 		return
 	}
 	n := newKeptNode(t)
-	// The sysctl is written by another mount after /proc/sys is read-only. Otherwise the agent may set it again before.
+	// The command makes /proc/sys read-only, and then writes the sysctl through another mount. In the other order, the
+	// agent could repair the sysctl in between.
 	nodetest.Run(t, "sh", "-c", "set -e; mkdir /run/proc; mount -t proc proc /run/proc; "+
 		"mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; "+
 		"echo 1 >/run/proc/sys/net/ipv4/conf/weir0/send_redirects")
@@ -451,7 +452,7 @@ func TestNodeOverlayComesBack(t *testing.T) {
 }
 
 // TestAnotherNetworksSubnet: the bridge of an earlier pod network, such as Flannel's cni0, has the same subnet as
-// weir0, and its route comes first. weirctl status names the bridge, and all is well once the bridge is gone.
+// weir0, and this bridge's route comes first. weirctl status names the bridge. Once the bridge is gone, all is well.
 func TestAnotherNetworksSubnet(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -30,7 +30,7 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns the manifests of the Nodes n1, n2 and so on. shared is the number of Nodes, from n1 on, with IPv4
+// honestNodes returns the manifests of the Nodes n1, n2 and so on. The first Nodes, as many as shared says, have IPv4
 // addresses in one subnet. Each other Node has its own subnet.
 func honestNodes(size, shared int) string {
 	var b strings.Builder

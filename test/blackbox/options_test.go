@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: a pod sends an unknown IPv6 option with the address of another pod as the sender.
-// The node's answer must not reach the other pod.
+// TestHopByHopOptionsToLinkLocalMACs: a pod sends a packet with an unknown IPv6 option. The packet's source is another
+// pod's address. The node's answer must not reach the other pod.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -86,8 +86,8 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 }
 
 // TestAConfigurationWithoutAPodCIDR: while the Node has no podCIDR of its own, no pod starts with the old
-// configuration. This happens, for example, after a Node was deleted and has registered again. Another node may have
-// its old podCIDR.
+// configuration. A Node has none, for example, after it was deleted and has registered again. By then, another Node may
+// have the old podCIDR.
 func TestAConfigurationWithoutAPodCIDR(t *testing.T) {
 	for name, nodes := range map[string]string{
 		"none": nodes(),

@@ -360,7 +360,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// The script of a firewall may write the chain anew while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	if flavour == "nft" { // the kernel doesn't report changes of legacy tables, so weir is slower than any script
+	if flavour == "nft" { // of legacy tables, the kernel reports no changes, so weir is slower than a script
 		nodetest.RunEach(t, four+" -F FORWARD")
 		n.Eventually("weir's rules are back before a slow script has added its own", func() error {
 			if rules := nodetest.Run(t, "iptables-nft", "-S", "FORWARD"); !strings.Contains(strings.ToLower(rules), "weir") {

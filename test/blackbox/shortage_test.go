@@ -92,8 +92,8 @@ func TestNoAddressIsLeft(t *testing.T) {
 	n.AddPod("ns-1", "two")
 }
 
-// TestNoRoomIsLeft: if /run/weir has no space or no inodes left, no pod can start, and the agent says so. It renews its
-// heartbeat all the same.
+// TestNoRoomIsLeft: if /run/weir has no space or no inodes left, no pod can start, and the agent says so. The agent
+// still renews its heartbeat.
 func TestNoRoomIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -36,7 +36,7 @@ func TestAFullConnectionTable(t *testing.T) {
 	status := func(says bool) {
 		t.Helper()
 		n.Eventually(fmt.Sprintf("weirctl status says that the table is full: %v", says), func() error {
-			if says { // the kernel may have forgotten an entry of a connection that is over; this attempt takes its place
+			if says { // the kernel may have forgotten an ended connection; this attempt fills the free entry
 				_, _ = nodetest.Get(t, client.Netns, server.IP+":80")
 			}
 			out, err := n.Ctl("status")
@@ -58,7 +58,7 @@ func TestAFullConnectionTable(t *testing.T) {
 	status(false)
 }
 
-// fillTable fills the connection table with connections that the kernel doesn't forget. They are of no pod.
+// fillTable fills the connection table with connections that the kernel doesn't forget. None of them is a pod's.
 func fillTable(t *testing.T) {
 	t.Helper()
 	number := func(name string) int {

@@ -177,8 +177,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch removes the library of a match from iptables, so that iptables can't print rules with this match. undo
-// is the beginning of a shell command in which iptables has the library.
+// withoutMatch hides the library of a match from iptables, so that iptables can't print rules with this match. In a
+// shell command that begins with undo, iptables finds the library.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
