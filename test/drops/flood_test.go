@@ -25,8 +25,8 @@ const (
 	// mostTime limits the agent's processor time for one denied packet. At 50,000 packets per second, this is 5 % of a
 	// core.
 	mostTime = time.Microsecond
-	// mostShare limits the agent's processor time as a part of the flood's own. On a slow machine, a packet may take the
-	// agent longer than mostTime, but it also takes longer to send.
+	// mostShare limits the ratio of the agent's processor time to the flood's processor time. On a slow machine, the
+	// agent may need longer than mostTime for a packet, but the flood then also needs longer to send it.
 	mostShare = 0.25
 	// mostMemory limits the agent's memory, in MiB.
 	mostMemory = 120
@@ -39,7 +39,7 @@ type cost struct {
 	took, agent, own time.Duration
 }
 
-// cost begins to measure. Before the method end is called, the agent must not end.
+// cost begins to measure. The agent must run until the method end is called.
 func (n *node) cost() *cost {
 	n.Helper()
 	return &cost{node: n, began: time.Now(), agent: processorTime(n, n.AgentPID()), own: nodetest.CPU(n)}
@@ -51,8 +51,8 @@ func (c *cost) end() {
 	c.agent = processorTime(c.node, c.node.AgentPID()) - c.agent
 }
 
-// tooMuch reports whether the agent took more than mostTime for each packet of the flood. In a slow flood, a packet may
-// take more, up to 5 % of a core in all.
+// tooMuch reports whether the agent's processor time exceeds all three limits: mostTime for each packet of the flood,
+// 5 % of a core, and mostShare.
 func (c *cost) tooMuch(packets uint64) bool {
 	return c.agent > mostTime*time.Duration(packets) && c.agent > c.took/20 &&
 		c.agent.Seconds() > mostShare*c.own.Seconds()

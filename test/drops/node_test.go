@@ -82,7 +82,7 @@ func (n *node) logged() (packets uint64) {
 	counter := `counter packets (\d+) bytes \d+ log prefix`
 	rules, err := nodetest.Try("nft", "list", "table", "ip", "weir")
 	if err != nil {
-		// Warnings on standard error would come in the middle of a rule.
+		// Standard error isn't read, because a warning there could appear in the middle of a rule.
 		out, err := exec.CommandContext(n.Context(), "iptables-save", "-c", "-t", "mangle").Output()
 		if err != nil {
 			n.Fatal(err)
@@ -99,7 +99,7 @@ func (n *node) logged() (packets uint64) {
 	return packets
 }
 
-// agree waits until the reader's lines stand for the packets that were logged.
+// agree waits until the counts in the reader's lines add up to the number of logged packets.
 func (n *node) agree(r *reader, sender *sender) {
 	n.Helper()
 	n.stands(r, sender, func(shown uint64) error {
@@ -110,9 +110,8 @@ func (n *node) agree(r *reader, sender *sender) {
 	})
 }
 
-// stands waits until the function right returns nil for the number of packets that the reader's lines stand for. The
-// agent notices lost packets when a later one arrives, and the later one may be lost too. So stands sends a packet from
-// time to time.
+// stands waits until the function right returns nil for the sum of the counts in the reader's lines. The agent notices
+// lost packets when a later one arrives, and the later one may be lost too. So stands sends a packet from time to time.
 func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error) {
 	n.Helper()
 	var sent time.Time
