@@ -151,7 +151,7 @@ func TestDropsGoOn(t *testing.T) {
 	drops, said := followDrops(t, "-n", ns)
 	eventually(t, 5*time.Second, "a drop shows", func() error {
 		if len(drops()) == 0 {
-			wget() // on a busy machine, one may end before it has sent a packet
+			wget() // at each try, because a busy machine may end wget before it sends a packet
 			return fmt.Errorf("none")
 		}
 		return nil

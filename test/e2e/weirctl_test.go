@@ -218,7 +218,7 @@ func TestCheckNamesWhatIsBroken(t *testing.T) {
 		_, err := run(t.Context(), "", scripts+"kubectl", "weir", "check")
 		return err
 	}
-	eventually(t, time.Minute, "the check finds nothing", check) // one may, because a busy machine answers late
+	eventually(t, time.Minute, "the check finds nothing", check) // the first may fail, because a busy machine answers late
 	victim := workers(t)[1].name
 	for _, command := range []string{
 		"add table inet broken", "add chain inet broken in { type filter hook input priority -500 ; }",
@@ -324,7 +324,7 @@ func TestWaitIsNeverEarly(t *testing.T) {
 				return o.Start.Sub(a.Start).Abs() < 500*time.Millisecond && (!o.OK || o.Took > 250*time.Millisecond)
 			})
 			for _, s := range spans {
-				// This leaves out connections that end after the next change: TCP repeats packets, so they may have met
+				// Leave out connections that end after the next change. TCP repeats packets, so their packets may have met
 				// the new policies.
 				if a.Start.Before(s.from) || a.Start.Add(a.Took).After(s.to) {
 					continue

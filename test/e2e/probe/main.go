@@ -102,8 +102,8 @@ func try(address string, timeout time.Duration) (a Attempt) {
 		_ = raw.Control(func(fd uintptr) {
 			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 				a.Retransmitted = int(info.Total_retrans)
-				// Each SYN has its own timestamp, and the answer repeats it. So the round trip is longer than TCP waits
-				// before it repeats a SYN only if the answer is that to the first SYN.
+				// Each SYN has its own timestamp, and the answer repeats it. So if the round trip is longer than the time
+				// after which TCP repeats a SYN, the answer is to the first SYN.
 				a.Late = a.Retransmitted > 0 && time.Duration(info.Rtt)*time.Microsecond > repeatsSYN-100*time.Millisecond
 			}
 		})
