@@ -26,7 +26,7 @@ import (
 )
 
 // hooks makes the kernel log packets that its IP stack receives. The chain "enters" comes after weir's own drops
-// (-450), and before reassembly (-400).
+// (priority -450), and before the reassembly of fragments (priority -400).
 const hooks = `
 table inet hostile {
   chain enters {
@@ -57,7 +57,7 @@ type observer struct {
 	mu     sync.Mutex
 	seen   map[int]map[string]bool // effects of each frame, by the frame's number
 	asked  map[netip.Addr]int      // number of the frame that asks for each address by ARP
-	others map[string]int          // frames that E received and that no frame of E caused: their number, by content
+	others map[string]int          // how many frames E received that no frame of E caused, by content
 }
 
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Queue gets packets that rules with the target NFQUEUE send to it, as a program does that checks packets itself. The
-// kernel holds each packet until the program accepts it.
+// Queue gets the packets that rules with the target NFQUEUE send to it. It stands for a program that checks packets
+// itself. The kernel holds each packet until Queue accepts it.
 type Queue struct {
 	FD     int // a netlink socket
 	number uint16
