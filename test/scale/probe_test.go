@@ -12,8 +12,8 @@ import (
 
 const (
 	probeInterval = 250 * time.Microsecond
-	// A packet that hasn't arrived after the time late counts as dropped. Packets need only microseconds. A change counts
-	// as enforced if holds packets in a row have arrived, or were dropped.
+	// A packet that hasn't arrived within the time "late" counts as dropped. Packets need only microseconds. A change
+	// counts as enforced when so many packets in a row as "holds" says have arrived, or were dropped.
 	late  = 20 * time.Millisecond
 	holds = 100
 	// patience is how long a probe or an ADD may take. After this time it gives up, and the time is the result.

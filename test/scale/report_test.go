@@ -308,7 +308,6 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestAttacks compares the table of attacks with the expected text.
 func TestAttacks(t *testing.T) {
 	r := &runs{}
 	for _, l := range []latency{rowADD, rowPolicyDeny} {

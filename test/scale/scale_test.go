@@ -314,7 +314,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// meaninglessRate is how many events per second are made to measure events on which no policy depends.
+// meaninglessRate is the number of events per second in the measurement of events on which no policy depends.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {

@@ -31,9 +31,9 @@ type watch struct {
 	queue    chan *event
 }
 
-// tell encodes the event, and then queues it for all watches. So a measurement that begins when tell returns shares the
-// processors with the sending alone: a real API server encodes events on another machine. If the queue of a watch is
-// full, the watch ends. The caller must hold the lock.
+// tell encodes the event for each watch, and queues it. A real API server encodes events on another machine. So a
+// measurement begins when tell returns, and doesn't include the encoding. If the queue of a watch is full, the watch
+// ends. The caller must hold the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)

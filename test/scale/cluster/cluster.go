@@ -104,16 +104,16 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. The second result is true if the name has the prefix, and the number is
-// at least 0 and smaller than the parameter below.
+// number returns the number after the prefix. The second result is true if the name has the prefix, and if
+// 0 <= number < below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns each times the number of the object's namespace, plus the object's number in the namespace. This last
-// number is less than each. nameOf returns the object's name for it.
+// find returns NAMESPACE*each + NUMBER. NAMESPACE is the number of the object's namespace. NUMBER is the object's
+// number in the namespace, and is less than each. nameOf returns the object's name for NUMBER.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {
