@@ -1,8 +1,8 @@
 //go:build takeover
 
-// Package takeover_test makes today's version take over a node from an earlier commit's version, then the earlier
-// version from today's, and then today's again, while packets flow. scripts/blackbox builds the earlier programs, and
-// runs these tests.
+// Package takeover_test lets versions of weir take over a node from one another, while packets flow. An earlier
+// commit's version comes first, then today's, then the earlier version again, and then today's again. scripts/blackbox
+// builds the earlier programs, and runs these tests.
 package takeover_test
 
 import (
@@ -197,7 +197,7 @@ func (n *node) begin(v version) {
 	n.traffic.connects(n, n.Outside, n.server.IP+":80")
 }
 
-// isWrong reports whether no policy allows datagrams from this address to the server.
+// isWrong reports whether the policies deny datagrams from this address to the server. It also counts such datagrams.
 func (n *node) isWrong(from netip.Addr) bool {
 	for _, p := range []*nodetest.Pod{n.stranger, n.locked} {
 		if from.String() == p.IP || from.String() == p.IP6 {

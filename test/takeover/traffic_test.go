@@ -61,7 +61,7 @@ func dial(t testing.TB, netns, network, address string, timeout time.Duration) (
 	return conn, err
 }
 
-// mayReach sends packets of all kinds that the policies allow from each pod in their peers.
+// mayReach starts flows that the policies allow: TCP connections to port 80, and UDP to port 53, in both families.
 func (tr *traffic) mayReach(t testing.TB, from, to *nodetest.Pod) {
 	for _, host := range []string{to.IP, "[" + to.IP6 + "]"} {
 		tr.connects(t, from.Netns, host+":80")
