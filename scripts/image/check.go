@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// families has, for each program, how the files begin of extensions that only this program has. The files of all other
-// extensions begin with libxt_.
+// families has, for each program, how the file names of its own extensions begin. Both programs share all other
+// extensions, whose file names begin with libxt_.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
 // The agent's rules use these extensions of iptables (netfilter/iptables/text.go). Only ip6tables has matches6.

@@ -120,8 +120,8 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// write writes a tar file, which is an OCI layout and which "docker load" can also read. containerd takes the
-// image's name from io.containerd.image.name.
+// write writes a tar file in the OCI layout. "docker load" can read the file too. containerd takes the image's name
+// from io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {
