@@ -21,7 +21,7 @@ type AuditReport struct {
 	Dropped []AuditedTraffic `json:"wouldDrop"`
 	// More counts connections of further kinds, for which there was no room in Dropped.
 	More uint64 `json:"more,omitempty"`
-	// Unevaluated counts the connections that the agent could not evaluate. It counts for all policies together.
+	// Unevaluated counts the connections that the agent could not evaluate, for all policies together.
 	Unevaluated uint64 `json:"unevaluated,omitempty"`
 	// Trouble says why the agent reads no packets. It is empty if the agent reads them.
 	Trouble string `json:"trouble,omitempty"`
@@ -48,7 +48,7 @@ type AuditedEnd struct {
 	// Labels are the labels that the pods of the workload have in common. Labels such as job-name, which a controller
 	// sets anew for each pod or Job, are left out.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Name is the name of one of the pods. It is empty if no pod has the address, or if several pods have it.
+	// Name is the name of one of the pods. It is empty if no pod has the address, or if several pods have the address.
 	Name string `json:"name,omitempty"`
 	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`

@@ -50,7 +50,8 @@ type EnrolAnswer struct {
 // ErrNoAgent means that no connection to the agent's socket is possible.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
-// ErrOutdated means that the agent refuses the attachment, because its configuration contradicts the agent's.
+// ErrOutdated means that the agent refuses the attachment, because the attachment's network configuration contradicts
+// the agent's.
 var ErrOutdated = errors.New("the configuration is out of date")
 
 // maxAnswer limits an answer's size in bytes. Real answers have a few megabytes at most.
@@ -63,7 +64,8 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. The error wraps ErrNoAgent if Ask can't connect, unless ctx has ended.
+// Ask sends the agent one request. If Ask can't connect, the error wraps ErrNoAgent. If ctx has ended, the error wraps
+// the context's error instead.
 //
 // Equivalent to, with Answer: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 //
@@ -79,7 +81,7 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	default:
 		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // a hanging agent reads nothing
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // an agent that hangs reads nothing
 	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		return nil, errors.Join(q.failed(err), conn.Close())
@@ -87,8 +89,8 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	return q, nil
 }
 
-// Answer waits for the agent's answer, and closes the connection. Call it exactly once. It fails if the context of
-// Ask ends first.
+// Answer waits for the agent's answer, and closes the connection. Call Answer exactly once. It fails if the context of
+// Ask ends before the answer comes.
 func (q *Question) Answer() (status int, answer []byte, err error) {
 	defer func() { _ = q.conn.Close() }()
 	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
@@ -110,9 +112,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to enrol the endpoint. The caller must call the returned function wait once: it returns when the
-// kernel enforces the pod's policies. The error of wait wraps ErrNoAgent if there is no agent, and ErrOutdated if
-// another try is useless.
+// Enrol asks the agent to enrol the endpoint. The caller must call the returned function wait once: wait returns when
+// the kernel enforces the pod's policies, or with an error. The error wraps ErrNoAgent if no agent answers, and
+// ErrOutdated if another try is useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -25,7 +25,7 @@ type DropKind string
 const (
 	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
-	// DropMore counts packets that aren't shown, because their sender had too many destinations, or all senders together.
+	// DropMore counts packets that aren't shown: their sender, or all senders together, sent to too many destinations.
 	DropMore DropKind = "more"
 	// DropLost counts packets that the agent missed, because it read from the kernel too slowly.
 	DropLost DropKind = "lost"
@@ -33,8 +33,8 @@ const (
 	DropMissed DropKind = "missed"
 )
 
-// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). Unknown
-// fields are empty.
+// Drop is one or more packets that the kernel dropped. With the reason ByAudit, the packets passed, and audited
+// policies would drop them. Unknown fields are empty.
 type Drop struct {
 	Kind DropKind `json:"kind"`
 	// Time is when the agent read the first of the packets, usually within 0.2 seconds of the drop.
@@ -45,17 +45,18 @@ type Drop struct {
 	Direction   string    `json:"direction,omitempty"`
 	Source      DropEnd   `json:"source,omitzero"`
 	Destination DropEnd   `json:"destination,omitzero"`
-	// Protocol is the protocol above IP, such as tcp or gre, or its number if it has no name here.
+	// Protocol is the protocol above IP, such as tcp or gre. If weir knows no name for the protocol, it is a number.
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
 	// Chain is the chain whose rule logged the packets. It is empty if the rule's log prefix names none.
 	Chain string `json:"chain,omitempty"`
-	// Policies isolate the pod in this direction. With ByAudit they are audited and would isolate it.
+	// Policies are the policies that isolate the pod in this direction. With the reason ByAudit, they are the audited
+	// policies that would isolate the pod.
 	Policies []string `json:"policies,omitempty"`
 	Detail   string   `json:"detail,omitempty"`
-	// Packet is the beginning of the first packet, from its IP header on. It is empty if the client hasn't asked for it
-	// (DropsQuery.Packets).
+	// Packet is the beginning of the first packet, from its IP header on. It is empty if the client hasn't asked for
+	// packets (DropsQuery.Packets).
 	Packet []byte `json:"packet,omitempty"`
 }
 
@@ -140,7 +141,7 @@ func (q DropsQuery) Path() string {
 	return DropsPath + "?" + v.Encode()
 }
 
-// ParseDropsQuery parses what Path has written. The error names the key with the wrong value.
+// ParseDropsQuery parses the query of a path that Path has returned. The error names the key with the wrong value.
 func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	q.Namespace, q.Pod, q.Policy, q.Reason = v.Get("namespace"), v.Get("pod"), v.Get("policy"), v.Get("reason")
 	for key, flag := range map[string]*bool{
@@ -167,8 +168,8 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	return q, nil
 }
 
-// Matches reports whether the query selects the drop. DropLost and DropMissed always match, and DropMore matches
-// every port. Matches ignores Since.
+// Matches reports whether the query selects the drop. Drops of the kinds DropLost and DropMissed always match. Drops of
+// the kind DropMore match every port. Matches ignores Since.
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
@@ -212,8 +213,8 @@ func named(objects, name string) bool {
 }
 
 // Drops asks the agent for drops, and passes every drop to the function each, until that function returns false. With
-// q.Follow, an idle agent sends a sign of life every 15 seconds: Drops then passes nil. The error wraps ErrNoAgent if
-// there is no agent. The end of ctx is an error.
+// q.Follow, an idle agent sends a sign of life every 15 seconds: Drops then passes nil to each. The error wraps
+// ErrNoAgent if no agent answers. The end of ctx is an error.
 //
 // Equivalent to, with q.Follow: curl -N --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {

@@ -9,7 +9,7 @@ import (
 // FlowsPath answers with Flows. A POST with a FlowsOrder first starts or ends the recording.
 const FlowsPath = "/v1/flows"
 
-// FlowsOrder asks for a recording of flows. For is its length, counted from now. 0 ends the recording.
+// FlowsOrder asks for a recording of flows. The recording lasts For, counted from now. If For is 0, the recording ends.
 type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }

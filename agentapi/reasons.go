@@ -14,8 +14,8 @@ const (
 	ByCut = "cut"
 	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and isn't a SYN that begins one.
 	ByMidstream = "midstream"
-	// ByNoPod means that a packet came from weir0 and its source is no pod, or went to weir0 and its destination is
-	// no pod.
+	// ByNoPod means that a packet came from weir0 under an address that belongs to no pod, or went to weir0, to an
+	// address that belongs to no pod.
 	ByNoPod = "no-pod"
 	// ByICMPError means that a pod has sent an ICMP error about a packet that it did not receive.
 	ByICMPError = "icmp-error"
@@ -25,12 +25,12 @@ const (
 	ByFragments = "fragments"
 	// ByDiscovery means that the pod has sent a router advertisement, a neighbour advertisement or a redirect.
 	ByDiscovery = "discovery"
-	// ByReserved means that the destination MAC is one of 01:80:c2:00:00:00 to :ff. They are reserved for bridges.
+	// ByReserved means that the destination MAC is one of 01:80:c2:00:00:00 to :ff. These MACs are reserved for bridges.
 	ByReserved = "reserved-mac"
 	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"
 	// ByTunnel means that a tunnel packet is forged or isn't between the InternalIPs of two nodes, or that a pod has
-	// sent to the tunnels' port of a host that is no pod.
+	// sent a packet to the UDP port of the tunnel on a host that isn't a pod.
 	ByTunnel = "tunnel"
 	// ByWrongLink means that a packet came in on another link or tunnel than the one that leads to its source.
 	ByWrongLink = "wrong-link"
@@ -62,7 +62,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByOther, "a rule of another program"},
 }
 
-// ReasonMeans returns the meaning of the reason. For an unknown reason it returns the reason itself in a text.
+// ReasonMeans returns the meaning of the reason. A later agent may have reasons that this weirctl doesn't know.
 func ReasonMeans(reason string) string {
 	for _, r := range Reasons {
 		if r.Reason == reason {

@@ -65,7 +65,7 @@ func (u Unenforced) String() string {
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // empty if no policy isolates the pods
-	// Audited are the audited policies that would isolate the pods. It is empty if policies isolate the pods.
+	// Audited are the audited policies that would isolate the pods. The list is empty if policies isolate the pods.
 	Audited []string `json:"audited,omitempty"`
 	// Set is the set or map in the kernel that has the pods' addresses. The set may also have the addresses of other
 	// classes.
@@ -74,7 +74,7 @@ type Class struct {
 	Pods  []string `json:"pods"`
 }
 
-// NodeRepair says which node settings of one kind the agent has repaired at once.
+// NodeRepair says which node settings of one kind the agent has repaired at one time.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	Kind  string    `json:"kind"` // one of the values of the label "kind" of weir_node_repairs_total
@@ -93,8 +93,8 @@ type PodStatus struct {
 	MAC         string    `json:"mac"`
 	HostIf      string    `json:"hostInterface"`
 	Since       time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod; of a long list they have only the first ten. If the
-	// agent knows of no such policy, they have one of the values below.
+	// Ingress and Egress have the names of the policies that isolate the pod, the first ten at most. If the agent knows
+	// of no such policy, Ingress and Egress have one of the values below.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
