@@ -1,15 +1,16 @@
 // Package agent owns the node's reconciler. From a source of Kubernetes objects and the node's endpoint records it
 // computes the kernel's sets, rules and routes, applies them, and answers plugins that ask to enrol a pod.
 //
-// One goroutine, the loop, does all of this. Other goroutines send it events (events.go). After an event that leaves
-// work, the loop reconciles (reconcile.go lists the steps). Besides, goroutines end the attachments of pods that are
-// gone without a DEL (reap.go), cut connections that a change forbids (cut.go), keep the node settings (upkeep.go),
-// report dropped packets (drops.go), and record allowed connections (flows.go).
+// One goroutine, the loop, does all of this. Other goroutines send the loop events (events.go). After an event that
+// leaves work, the loop reconciles (reconcile.go lists the steps). Slow tasks have goroutines of their own. These
+// goroutines end the attachments of pods that are gone without a DEL (reap.go), cut connections that a change forbids
+// (cut.go), keep the node settings (upkeep.go), report dropped packets (drops.go), and record allowed connections
+// (flows.go).
 //
 // Invariants:
-//   - The loop's goroutine alone reads and writes the loop's state, and calls the methods of the backend that change
-//     something. Other goroutines share with the loop only values that never change, such as snapshots, and types that
-//     any goroutine may use, such as drift and metrics.
+//   - Only the loop's goroutine reads and writes the loop's state, and calls the backend's methods that change
+//     something. The loop shares only two kinds of values with other goroutines: values that never change, such as
+//     snapshots, and values of types that any goroutine may use, such as drift and metrics.
 //   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. While the
 //     kernel, the records or the connections can't be read, no pod is enrolled.
 //   - What can't be read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.

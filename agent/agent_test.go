@@ -279,7 +279,7 @@ func (r *running) attachUID(name, uid, address string) string {
 			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
 	}
-	making, err := e.Begin() // a running ADD: without it the pod would count as ended, because it has no link
+	making, err := e.Begin() // without a running ADD, the pod would count as ended, because it has no link
 	if err != nil {
 		r.Fatal(err)
 	}

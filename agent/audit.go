@@ -22,12 +22,13 @@ type auditEvaluator struct {
 
 type wouldDrop struct {
 	policies []string // the audited policies that would isolate the pod
-	// local is the pod that the policies would isolate, and peer the other end. Either may be nil.
+	// local is the pod that the policies would isolate, and peer is the pod at the other end. Either may be nil.
 	local, peer *policy.Pod
 }
 
-// only returns the lines without the needless lines of audited policies: the kernel also logs packets that these
-// policies would not drop. A line that the agent can't evaluate is left out too, and its packets count as unevaluated.
+// only returns the lines without some of those with the reason ByAudit. It leaves out a line about packets that the
+// audited policies would not drop, because the rules of audited policies log such packets too. It also leaves out a
+// line that the agent can't evaluate. The packets of that line count as unevaluated.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -60,9 +61,9 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 	return rest
 }
 
-// lacksPod reports whether one of the line's addresses is in the pods' networks but belongs to no known pod. The pod
-// may have ended since the packet. A proposed rule must not name such an address, because another pod may get the
-// address.
+// lacksPod reports whether one of the line's addresses is in the pods' networks, but belongs to no known pod or node.
+// The pod may have ended since the packet. A proposed rule must not name such an address, because another pod may get
+// the address.
 func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Line) bool {
 	return slices.ContainsFunc([]netip.Addr{l.Flow.Source(), l.Flow.Destination()}, func(a netip.Addr) bool {
 		return a.IsValid() && e.networks.contains(a) && v.nodes[a] == "" && len(by.At(a).Pods()) == 0
@@ -107,8 +108,8 @@ func evaluateAudited(by *verdict.Evaluator, state policy.State, l drops.Line) (w
 	return w, true
 }
 
-// podAt returns the pod that has the address. If no pod has it, or several pods have it, podAt returns nil. Pods of the
-// host network don't count.
+// podAt returns the pod that has the address. If no pod or several pods have the address, podAt returns nil. Pods of
+// the host network don't count.
 func podAt(s policy.State, a netip.Addr) *policy.Pod {
 	var found *policy.Pod
 	for i := range s.Pods {

@@ -133,7 +133,7 @@ func TestAuditSumsAreBounded(t *testing.T) {
 }
 
 // TestAuditSumsBoundLabels: if labels are large, or lists of policies are long, fewer kinds of connections are kept.
-// If they are too large, the connections are only counted.
+// If a pod's labels or a list are too large to keep, the connections are only counted.
 func TestAuditSumsBoundLabels(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)

@@ -241,8 +241,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone, that is unknown,
-// and stillDropped returns true.
+// stillDropped reports whether today's policies would drop the connection. If one of the connection's pods is gone, the
+// agent can't know, and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

@@ -16,7 +16,7 @@ type Backend interface {
 	Tool() string
 	// Sets returns the sets and maps that the kernel has for the last ruleset.
 	Sets(last ruleset.Ruleset) []netfilter.KernelSet
-	// TellsOfChanges reports whether Watch hears of every change of the rules, by any program.
+	// TellsOfChanges reports whether Watch reports every change of the rules, by any program.
 	TellsOfChanges() bool
 
 	// Read reads weir's state in the kernel. The caller must read the endpoint records afterwards and then compile.
@@ -62,8 +62,9 @@ type Backend interface {
 	// something that changed. Generation 0 means that messages were lost.
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	Generation() (uint32, error)
-	// Knows reports whether this generation brings no news: the backend made the change itself, or has read the rules
-	// since. Pass the generations of Watch with concerned true, in ascending order.
+	// Knows reports whether the backend already knows the change with this generation: the backend made the change
+	// itself, or has read the rules since. The caller must pass the generations that Watch has reported with concerned
+	// true, in ascending order.
 	Knows(generation uint32) bool
 
 	// Close disconnects. The rules stay in the kernel.

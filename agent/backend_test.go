@@ -239,7 +239,7 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	now.Policies = append(slices.Clone(was.Policies), large("first and second"))
 	a.takeUpdate(policy.Difference(was, now), nil)
 	rounds := 0
-	// On a slow machine, the time of a round is over when its part has a quarter of the usual size.
+	// On a slow machine, a round makes fewer entries in its time, so many rounds may follow.
 	for ; a.cluster.engine.Changed() && rounds < 1000; rounds++ {
 		if u := a.cluster.engine.NextUnparsed(); u != nil {
 			u.Parse()

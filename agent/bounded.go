@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded accepts connections up to a bound. A further one closes the oldest, so a client with many connections
-// doesn't keep others out.
+// bounded keeps a limited number of connections open. For a further connection, it closes the oldest connection, so a
+// client with many connections doesn't keep other clients out.
 type bounded struct {
 	net.Listener
 	most int

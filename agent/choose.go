@@ -112,9 +112,10 @@ func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string
 	return lacks
 }
 
-// turnOf returns the lock for a trial of the backend; nil if the trial may run beside the loop, so that no pod and no
-// policy waits for it. Without the right to make a network namespace, a trial makes its sets and rules on the node. If
-// the loop uses or removes this backend, it would remove them, so such a trial needs the lock.
+// turnOf returns the lock for a trial of the backend, or nil if the trial may run beside the loop. If the agent may not
+// make a network namespace, a trial makes its sets and rules in the node's own namespace. A loop that uses or removes
+// the backend would remove these sets and rules, so such a trial needs the lock. Any other trial runs beside the loop,
+// so no pod and no policy waits for it.
 func (a *agent) turnOf(b, chosen conf.Backend) sync.Locker {
 	s := a.status.Load()
 	if b == chosen || string(b) == s.inUse || s.cleaning && s.inUse != "" {
@@ -123,8 +124,8 @@ func (a *agent) turnOf(b, chosen conf.Backend) sync.Locker {
 	return nil
 }
 
-// modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if
-// kube-proxy doesn't answer, or names an unknown mode.
+// modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. If kube-proxy doesn't
+// answer or names an unknown mode, modeOfKubeProxy returns "".
 func modeOfKubeProxy(ctx context.Context) conf.Backend {
 	switch kubeproxy.Mode(ctx) {
 	case "nftables":

@@ -30,10 +30,11 @@ type clusterView struct {
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
 	parsing    bool // true while a goroutine parses a large policy, and while it rests afterwards
-	// hurried means that the next reconcile is for events. It leaves large sets to later reconciles, so that no event
-	// waits for large sets.
+	// hurried means that the next reconcile is for events. This reconcile leaves large sets to later reconciles, so that
+	// no event waits for large sets.
 	hurried bool
-	// slices is how many slices in a row have left sets to make, and sliced is when the last one ended.
+	// A slice is a round that makes a part of the new sets. slices counts the slices in a row after which sets were still
+	// missing. sliced is when the last of these slices ended.
 	slices int
 	sliced time.Time
 }
@@ -187,7 +188,7 @@ func (a *agent) takeParsed(p *policy.Unparsed) work {
 	return work{}
 }
 
-// lookupWaiting looks up the pods that came before the source's first report, and aren't in it.
+// lookupWaiting looks up the pods whose plugins wait, and that the source's first report lacks.
 func (a *agent) lookupWaiting() {
 	for _, w := range a.enrolments.waiting {
 		if ep, ok := a.records.endpoints[w.id]; ok && !a.cluster.knows(ep) {

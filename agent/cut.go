@@ -33,7 +33,7 @@ type cutting struct {
 	held     bool
 	lazy     bool
 	last     time.Time // when the last walk began
-	standing int       // how many connections were cut when the last walk ended
+	standing int       // the number of cut connections when the last walk ended
 	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some of
 	// them again. To restore these, the agent looks only at known.
 	known    []conntrack.Edit
@@ -116,7 +116,7 @@ func (c *cutting) demand(yes bool) {
 }
 
 // walk starts the walk that is due, or else the restoring that is due. If it is too early, walk sets the pause instead.
-// The kernel must already have the target's rules.
+// The kernel must already have the rules of snapshots.target.
 func (a *agent) walk() {
 	c := &a.cutting
 	if c.walking {

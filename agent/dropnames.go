@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// namesWait and stateWait bound how long askLoop waits for the loop, which may be busy with a large change. Without
-	// names a report is still of use. Without the state, connections are left out of audits.
+	// namesWait and stateWait bound how long askLoop waits for the loop, which may be busy with a large change. A report
+	// without names is still of use, so namesWait is short. Without the state, connections are left out of audits.
 	namesWait   = 300 * time.Millisecond
 	stateWait   = 5 * time.Second
 	namesAtOnce = 1024
@@ -71,8 +71,8 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	return names
 }
 
-// stateAround returns what decides on packets between the addresses. ok is false if the loop doesn't answer within
-// stateWait.
+// stateAround returns the pods, namespaces and policies that decide on packets between the addresses. ok is false if
+// the loop doesn't answer within stateWait.
 func (a *agent) stateAround(ctx context.Context, addresses []netip.Addr) (state policy.State, ok bool) {
 	answer := make(chan policy.State, 1)
 	ctx, cancel := context.WithTimeout(ctx, stateWait)
@@ -80,7 +80,7 @@ func (a *agent) stateAround(ctx context.Context, addresses []netip.Addr) (state 
 	return askLoop(ctx, a, stateWanted{addresses, answer}, answer)
 }
 
-// askLoop sends the loop a question, and waits for the answer. ok is false if ctx ends before.
+// askLoop sends the loop a question, and waits for the answer. ok is false if ctx ends first.
 func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	if !a.send(ctx, question) {
 		return reply, false
@@ -111,7 +111,7 @@ type dropView struct {
 	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
 	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
-	earlier     map[string][]string // policies of chains that earlier snapshots had; for a shared chain, "CHAIN POD"
+	earlier     map[string][]string // policies, by the chain of an earlier snapshot; for a shared chain, by "CHAIN POD"
 	lately      map[netip.Addr]latePod
 }
 
@@ -207,8 +207,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		Source:      agentapi.DropEnd{Address: l.Flow.Source(), Port: l.Flow.SrcPort},
 		Destination: agentapi.DropEnd{Address: l.Flow.Destination(), Port: l.Flow.DstPort},
 	}
-	// Lines with these reasons are about packets whose addresses are those of their sender and receiver. In a line with
-	// another reason, the sender may have forged its address, so an earlier line's name for the address may be wrong.
+	// With these reasons, a packet has the addresses of its real sender and receiver. With any other reason, the sender
+	// may have forged the packet's address, so the name from an earlier line about this address may be wrong.
 	between := slices.Contains([]string{agentapi.ByPolicy, agentapi.ByAudit, agentapi.ByClosed}, l.Reason)
 	for _, end := range [...]*agentapi.DropEnd{&d.Source, &d.Destination} {
 		if !end.Address.IsValid() || end.Address.IsUnspecified() {
@@ -273,7 +273,7 @@ func (v *dropView) detail(l drops.Line, d *agentapi.Drop) string {
 	return ""
 }
 
-// podBehind returns the pod at the port with this index. It returns nothing if there is none.
+// podBehind returns the pod at the port with this index, or "" if there is no such pod.
 //
 // Equivalent to: ip -o link | grep ^INDEX:, and a look at weirctl pods
 func (v *dropView) podBehind(index uint32) string {
@@ -292,9 +292,9 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// policies returns the policies of the chain's class, also if only an earlier snapshot has the chain. If several
-// classes share the chain, or no snapshot has it, policies returns the policies that isolate the pod now. If the pod
-// has ended, it returns those of an earlier line about the pod and the chain.
+// policies returns the policies of the chain's class, even if only an earlier snapshot has the chain. If several
+// classes share the chain, or no snapshot has the chain, policies returns the policies that isolate the pod now. If the
+// pod has ended, it returns the policies of an earlier line about the pod and the chain.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies

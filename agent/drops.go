@@ -21,20 +21,21 @@ const (
 	dropsRetry = 5 * time.Second
 )
 
-// dropLog reports the packets that the kernel has dropped. One goroutine reads and counts them, another finds names
-// and hands the drops on.
+// dropLog reports the packets that the kernel has dropped. One goroutine reads and counts the packets. Another
+// goroutine finds names, and hands the drops on.
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub
 	lines   chan []drops.Line      // closed when no more lines come
-	trouble atomic.Pointer[string] // why no packets are read; nil if they are
+	trouble atomic.Pointer[string] // why no packets are read; nil if packets are read
 }
 
 func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops reads dropped packets. It returns nil after every failure, because an error would end the agent.
+// watchDrops reads dropped packets until ctx ends. After a failure it tries again. It never returns an error, because
+// an error would end the agent.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")
@@ -200,7 +201,7 @@ func (n *podNetworks) load(s *snapshot) {
 	n.of = s
 }
 
-// contains reports whether the address is a pod's on this node, or in an accepted podCIDR.
+// contains reports whether the address belongs to a pod of this node, or is in an accepted podCIDR.
 func (n *podNetworks) contains(a netip.Addr) bool {
 	if n.pods[a] {
 		return true

@@ -86,7 +86,7 @@ func TestProtocolNames(t *testing.T) {
 	}
 }
 
-// TestNodesOfDrops: a drop names the node that has an address, also if it is the node's address in the pods' network.
+// TestNodesOfDrops: a drop names the node that has an address, even if the address is in the node's podCIDR.
 func TestNodesOfDrops(t *testing.T) {
 	var view dropView
 	view.load(&snapshot{nodes: []policy.Node{{

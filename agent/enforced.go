@@ -18,7 +18,7 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 
 const (
 	// serveEnforced looks every enforcedLook, for at most longestEnforcedWait, whether the question's versions are
-	// enforced. It can't wait for an event instead, because most changes of objects cause none in the loop.
+	// enforced. It can't wait for a reconcile instead, because most changes of objects cause no reconcile.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )

@@ -83,7 +83,7 @@ func (a *agent) send(ctx context.Context, e event) bool {
 	}
 }
 
-// handleAll also handles all other waiting events, so one reconcile is enough.
+// handleAll handles the event and all other waiting events, so one reconcile is enough for all of them.
 func (a *agent) handleAll(e event) work {
 	remaining := a.handle(e)
 	for {

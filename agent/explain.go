@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// explainer works beside the loop. It answers one question at a time, because pods' starts need the processor too.
+// explainer answers questions in goroutines beside the loop, one at a time: pods' starts need the processor too.
 type explainer struct {
 	source    Source
 	backend   *atomic.Pointer[Backend]
@@ -116,8 +116,8 @@ func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// explain asks the source only for pods that the question concerns. If a name is wrong, it asks for all, to suggest
-// similar names.
+// explain asks the source only for pods that the question concerns. If a name in the question is wrong, it asks for all
+// pods, to suggest similar names.
 func (x *explainer) explain(ctx context.Context, question explain.Question) (explain.Explanation, error) {
 	q, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -134,7 +134,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	}
 	by := x.snapshots.target.Load()
 	c := explain.Cluster{Endpoints: by.endpoints, Objects: policy.Objects{Nodes: by.nodes}, Services: question.Services}
-	for range 2 { // the second time with other pods that have the same addresses
+	for range 2 { // the second time also finds other pods with the same addresses
 		if c, err = about(q.Concerns(c)); err != nil {
 			return explain.Explanation{}, err
 		}
@@ -152,8 +152,8 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// addKernel adds what the kernel has. If the rules change meanwhile or the kernel differs, it looks again, three
-// times in all.
+// addKernel adds the verdicts of the rules that the kernel has. If the rules change meanwhile, or the kernel's rules
+// differ from the agent's ruleset, it looks again, three times in all.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {

@@ -33,7 +33,7 @@ type flowLog struct {
 	table        *flowTable
 	since, until time.Time
 	recording    bool
-	why          string // why nothing is recorded although it should be
+	why          string // why the agent doesn't record, although a recording is ordered
 	unknown      uint64
 	stop         context.CancelFunc // ends the recording; nil if there is none
 }
@@ -77,8 +77,8 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows records flows while a recording is ordered. It returns nil after every failure, because an error would
-// end the agent.
+// watchFlows records flows while a recording is ordered. After a failure it tries again. It never returns an error,
+// because an error would end the agent.
 func (a *agent) watchFlows(ctx context.Context) error {
 	if err := flowlog.Remove(); err != nil { // a killed agent may have left its rules
 		a.Log.Warn("rules that log flows may be left", "error", err)
@@ -170,7 +170,7 @@ type recording struct {
 	view    dropView
 	links   []string
 	checked time.Time
-	beyond  uint64 // the packets that the kernel's limit had left out by the last check
+	beyond  uint64 // the number of packets that the kernel had not logged by the last check, because of a limit
 }
 
 func (r *recording) count(p *nflog.Packet) {

@@ -15,7 +15,7 @@ const (
 )
 
 // flowTable keeps flows, and the room of each flow's source (a pod or an address). When there is no room, the source
-// that takes the most room loses its least recent flow. So a source with many flows pushes out only its own.
+// that takes the most room loses its least recent flow. So a source with many flows pushes out only its own flows.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestFlowTable: if a source has many flows, it pushes out only its own.
+// TestFlowTable: if a source has many flows, it pushes out only its own flows.
 func TestFlowTable(t *testing.T) {
 	table := newFlowTable()
 	table.most = 100
@@ -49,8 +49,8 @@ func TestFlowTable(t *testing.T) {
 	}
 }
 
-// TestFlowTableBoundsLabels: if a source's labels are large, fewer of its flows are kept, but all flows of sources
-// with small labels.
+// TestFlowTableBoundsLabels: if a source's labels are large, fewer of its flows are kept. All flows of sources with
+// small labels are kept.
 func TestFlowTableBoundsLabels(t *testing.T) {
 	table := newFlowTable()
 	table.most = 1000
@@ -95,8 +95,8 @@ func TestFlowTableBoundsLabels(t *testing.T) {
 	}
 }
 
-// TestFlowsOfAFailedRecording: an order keeps the flows of a recording that has failed and will be tried again. Only
-// after the end of a recording, an order begins with an empty table.
+// TestFlowsOfAFailedRecording: an order keeps the flows of a recording that has failed and will be tried again. An
+// order begins with an empty table only after a recording has ended.
 func TestFlowsOfAFailedRecording(t *testing.T) {
 	l := newFlowLog()
 	l.order(time.Hour)

@@ -90,8 +90,8 @@ func (a *agent) foreignLinks() []string {
 // likely reason.
 const fewPackets = 3
 
-// blocked returns a problem if a host firewall seems to drop tunnel packets. After too few packets, it returns the
-// earlier result, which is the parameter was.
+// blocked returns a problem if a host firewall seems to drop tunnel packets. If too few packets have come since, it
+// returns the earlier result, the parameter was.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // a new table counts from 0
 		before = overlay.Traffic{}

@@ -12,7 +12,7 @@ import (
 )
 
 type guardView struct {
-	// generation is nf_tables' generation at which the guard was right, with these senders. 0 if it isn't known.
+	// generation is nf_tables' generation when the guard last had exactly these senders. 0 means unknown.
 	generation uint32
 	senders    []bridge.Sender
 	adds       adds
@@ -88,7 +88,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders reads the records on disk, because the loop may not have read a new one yet. attaching has the ports that
+// senders reads the records on disk, because the loop may not have read a new record yet. attaching has the ports that
 // an ADD is making.
 func (a *agent) senders() (all []bridge.Sender, attaching map[string]bool, err error) {
 	records, err := a.records.lister.List()

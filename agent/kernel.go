@@ -23,7 +23,7 @@ type kernelView struct {
 	// debt is the least that the next reconcile must read. Usually it is All after a failure, and otherwise Trust.
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
-	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
+	// refreshing is true while a resync reads the kernel part by part. refreshed is true once that resync has read
 	// everything.
 	refreshing, refreshed bool
 	left                  []string
@@ -123,7 +123,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 }
 
 // readKernel reads the kernel if verify is All or the kernel's state is unknown. Afterwards it reads the records. In
-// this order, the records contain every change of the plugin that is in the result.
+// this order, the records show each ADD and DEL whose changes the agent has found in the kernel.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -177,7 +177,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 		a.records.kernelRead(a.enrolments.done)
 	}
 	read := p.verify
-	if a.kernel.refreshing { // the change may also be a repair, of sets or rules that the resync has already read
+	if a.kernel.refreshing { // the change may also repair sets or rules that the resync has already read
 		read = netfilter.All
 	}
 	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)

@@ -40,9 +40,9 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 	return nil
 }
 
-// repairLinkLocal makes the table have these ports, and the ports of pods with damaged records. It deletes other ports.
-// But if a record couldn't be read, or if an attachment is ending, it deletes no port: the pod may still run. If the
-// addresses of pods can't be read, it repairs the given ports, deletes no port either, and returns an error.
+// repairLinkLocal adds these ports, and the ports of pods with damaged records, to the table. It deletes other ports.
+// But if a record can't be read or an attachment is ending, it deletes no port: the pod may still run. If the addresses
+// of pods can't be read, it still adds the given ports, deletes no port, and returns an error.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
 	var damaged []endpoint.Address

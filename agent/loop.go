@@ -66,7 +66,8 @@ func (a *agent) beginRound() {
 	a.lastRound.Store(&now)
 }
 
-// refresh reads the kernel for a resync. An event in between is handled at once, so no pod and no policy waits for it.
+// refresh reads the kernel for a resync, part by part. Between two parts it handles a waiting event, so no pod and no
+// policy waits for the whole resync.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
 		return // then the reconcile reads everything itself

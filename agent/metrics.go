@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// metrics are the metrics for Prometheus; docs/metrics.md explains each. Most come from the status. Some count
-// events where they happen.
+// metrics are the metrics for Prometheus; docs/metrics.md explains each. Most metrics are computed from the status when
+// Prometheus asks. The others count events when they happen.
 type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram

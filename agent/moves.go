@@ -22,11 +22,11 @@ type moving struct {
 	// failed is why the last attempt to move failed; nil if it didn't. again is the earliest time of the next attempt.
 	failed error
 	again  time.Time
-	// others is how often cleanOther must still remove the other backends.
+	// others is how many times cleanOther must still remove the other backends' sets and rules.
 	others int
 	// both is true while the plugin denies new pods in both backends.
 	both bool
-	// lost is the error of the last DenyLost. As long as there is one, the other backend's sets stay.
+	// lost is the error of the last DenyLost. Until DenyLost succeeds, the other backend's sets stay.
 	lost error
 	// present is the backend in use, for other goroutines. A message in moved says that present has changed.
 	present atomic.Pointer[Backend]
@@ -65,8 +65,8 @@ func (a *agent) watchRules(ctx context.Context) error {
 	}
 }
 
-// moveIfChosen moves to the chosen backend if that isn't in use. It waits until the loop knows the node's state,
-// because the new backend's first ruleset must allow every connection that the old backend's ruleset allows.
+// moveIfChosen moves to the chosen backend if another backend is in use. It waits until the loop knows the node's
+// state, because the new backend's first ruleset must allow every connection that the old backend's ruleset allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
 	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice is the backend in use again
@@ -95,10 +95,10 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 	a.faults.set(partBackend, m.failed)
 }
 
-// awaitsRemoval reports whether the other backend may have remains, for example because an earlier agent was killed
-// during a move, and this round can remove them (cleanOther). A move into remains could drop packets that the policies
-// allow: a set that the killed agent left empty exists, so its entries come after the rules that look the set up. If
-// the removal has failed, the move doesn't wait for it.
+// awaitsRemoval reports whether the move must wait until this round has removed remains of the other backend
+// (cleanOther). An agent that was killed during a move leaves remains. A move into them could drop packets that the
+// policies allow: if the killed agent left an empty set, the set gets its entries after the rules that look it up. If
+// the kernel has a fault or the removal has failed, the move doesn't wait.
 func (a *agent) awaitsRemoval() bool {
 	return a.moving.inUse != "" && a.moving.both && a.faults.now[partKernel] == nil && a.faults.now[partLeftovers] == nil
 }
@@ -162,7 +162,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 	return err
 }
 
-// kind returns the backend of that name. If there is none, its New fails.
+// kind returns the backend of that name. If there is no such backend, the New of the result fails.
 func (o Options) kind(name conf.Backend) BackendKind {
 	for _, k := range o.Backends {
 		if k.Name == name {

@@ -13,15 +13,15 @@ import (
 // Options are the options of an agent. Source, Backends, Log and Resync must be set.
 type Options struct {
 	Source Source
-	// Backends are the backends that the agent may use. If there is only one, its name may be empty: then the plugin is
-	// told no name.
+	// Backends are the backends that the agent may use. If there is only one, its name may be empty: then the agent
+	// tells the plugin no name.
 	Backends []BackendKind
 	// Backend is the backend to use. If it is empty, the agent chooses one.
 	Backend conf.Backend
 	// SettleChoice is how long another backend must have been the choice before the agent moves to it.
 	SettleChoice time.Duration
 	Log          *slog.Logger
-	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, they aren't served.
+	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, the agent doesn't serve these.
 	HealthAddress string
 	Resync        time.Duration
 	// EnrolWait is how long an enrolment waits for an unknown pod, or for the end of a fault.
@@ -49,7 +49,7 @@ type NodeOptions struct {
 	Conflist string
 }
 
-// BackendKind is a backend that the agent may use. If it is the only one, New alone must be set.
+// BackendKind is a backend that the agent may use. If it is the only one, only New must be set.
 type BackendKind struct {
 	Name conf.Backend
 	// New connects to the kernel's packet filter. It changes nothing.

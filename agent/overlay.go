@@ -39,8 +39,8 @@ func (o *overlayView) problems() []ruleset.Problem {
 	return slices.Concat(o.plan.Problems, o.refused, o.gate.blocked)
 }
 
-// heedNews takes note of the kernel's changes. Changes of the underlay wait for the next resync, because on some
-// nodes they come all the time.
+// heedNews decides what the loop reads again after the changes that upkeep has heard of. Changes of the underlay wait
+// for the next resync, because on some nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	o := &a.overlay
 	o.unchecked = a.upkeep.overlay.Swap(false) || o.unchecked
@@ -115,8 +115,8 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs nodes with a new address. If many other nodes have one, it logs a few of them and the number of
-// the rest.
+// reportMoves logs nodes with a new address. If many other nodes have a new address, it logs a few of them and the
+// number of the rest.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",

@@ -56,7 +56,6 @@ const lockWait = 2 * time.Second
 // HeldLock is the agent's lock while this process has it.
 type HeldLock struct{ file *os.File }
 
-// Close unlocks the agent's lock.
 func (l *HeldLock) Close() error { return l.file.Close() }
 
 // Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock for
@@ -199,5 +198,4 @@ func (s *socket) Close() error {
 	return s.listener.Close()
 }
 
-// Addr returns the address of the socket.
 func (s *socket) Addr() net.Addr { return s.current().Addr() }

@@ -76,7 +76,7 @@ func TestUnseenPlaces(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	kept := make(chan error)
 	go func() { kept <- a.keepPlaces(ctx, lock, socket) }()
-	// wait returns once the agent has logged this.
+	// wait returns once the agent has logged a line with the text want.
 	wait := func(want string) {
 		t.Helper()
 		for {

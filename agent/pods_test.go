@@ -58,8 +58,8 @@ func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
 	<-ctx.Done()
 }
 
-// TestEnrolWaitsUntilPublished: if the publication of a pod's addresses doesn't end, its enrolment waits a limited
-// time.
+// TestEnrolWaitsUntilPublished: if the publication of a pod's addresses doesn't end, the pod's enrolment waits only a
+// limited time.
 func TestEnrolWaitsUntilPublished(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

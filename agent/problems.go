@@ -22,8 +22,8 @@ const (
 	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
-	// heldFor is how long, after a report of many problems, changed problems of single objects cause neither a report nor
-	// a reconcile. Otherwise each event of such an object would take time for all of them.
+	// For heldFor after a report of many problems, changed problems of single objects cause neither a report nor a
+	// reconcile. Otherwise each event of one such object would take time for the problems of all objects.
 	heldFor = 10 * manyEvery
 )
 

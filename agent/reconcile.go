@@ -170,7 +170,7 @@ func (a *agent) unknown() error {
 		return a.faults.now[partRecords]
 	}
 	if a.moving.both && a.faults.now[partLeftovers] != nil {
-		return a.faults.now[partLeftovers] // the other backend's rules would drop what new pods send and receive
+		return a.faults.now[partLeftovers] // the other backend's rules would drop the packets of new pods
 	}
 	return a.faults.now[partConnections]
 }
@@ -243,7 +243,8 @@ func (r *round) retryLeftSets(context.Context) bool {
 const (
 	// quickSlices is how many rounds for more sets follow one another without a rest.
 	quickSlices = 16
-	// mostRest is the longest rest. If rounds for events have put off the next slice for longer, it comes without a rest.
+	// mostRest is the longest rest. If rounds for events have put off the next slice for longer, the slice comes without
+	// a rest.
 	mostRest = 100 * time.Millisecond
 )
 

@@ -229,7 +229,8 @@ func assignedTo(id, owner string) error {
 	return fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, owner)
 }
 
-// owns reports whether an address of both records is assigned to the first. If that can't be read, it returns true.
+// owns reports whether an address of both records is assigned to the first attachment. If the assignment can't be read,
+// owns returns true.
 func owns(a, b endpoint.Endpoint) bool {
 	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
 		if !slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr }) {
@@ -240,9 +241,9 @@ func owns(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// kernelRead sets churn after the kernel was read. From then on, churn is true only while an ADD or DEL runs that may
-// still change sets. For example, the agent puts a chained pod's addresses into the sets when it reads the new record,
-// and an ADD that fails takes them out again. Once an attachment is enrolled, its ADD changes no sets any more.
+// kernelRead sets churn after the kernel was read. churn is then true only if an ADD or DEL runs that may still change
+// sets. For example, the agent puts a chained pod's addresses into the sets when it reads the new record, and an ADD
+// that fails takes the addresses out again. Once an attachment is enrolled, its ADD changes no sets any more.
 func (r *records) kernelRead(enrolled map[string]bool) {
 	maps.DeleteFunc(r.making, func(id string, _ bool) bool {
 		busy, err := endpoint.Busy(id)

@@ -190,8 +190,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 }
 
 // TestAnAddressOfTwoRecords: if two records have the same address, only the record of the attachment to which the
-// address is assigned counts. The other record may be newer by a clock that was set back meanwhile, or may have been
-// read later.
+// address is assigned counts. This holds even if the other record was read later, or seems newer because the clock was
+// set back.
 func TestAnAddressOfTwoRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

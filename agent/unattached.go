@@ -13,8 +13,9 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// unattachedAfter is how long a pod of this node must have addresses and no record before the agent reports it. A pod
-// that ends is in this state for a moment, and all pods are after the node's start, until kubelet has restarted them.
+// unattachedAfter is how long a pod of this node must have addresses and no record before the agent reports the pod. A
+// pod that ends is in this state for a moment. After the node's start, all pods are in this state until kubelet has
+// restarted them.
 const unattachedAfter = time.Minute
 
 // unattached finds pods of this node that weir has not attached, so that no policy is enforced on them. The runtime may
@@ -61,9 +62,9 @@ func (u *unattached) look(records map[string]endpoint.Endpoint, now time.Time) (
 	return names
 }
 
-// lookForUnattached reports pods that weir should have attached and hasn't. It reports none if weir isn't the network
+// lookForUnattached reports pods that weir should have attached, but has not. It reports none if weir isn't the network
 // of all pods, or if the source doesn't know the present state of pods. While a record can't be read, the last report
-// stays: the record may be that of such a pod.
+// stays, because the record may belong to a reported pod.
 func (r *round) lookForUnattached(context.Context) bool {
 	_, live := r.Source.(Publisher)
 	unknown := r.records.stale || r.records.ending || len(r.records.broken) > 0

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestUnattachedPods: the agent reports a pod of this node that has addresses, but no record for a minute. It doesn't
-// report pods of other nodes, of the node's network, without addresses, or that have ended.
+// TestUnattachedPods: the agent reports a pod of this node that has addresses, but has had no record for a minute. It
+// doesn't report pods of other nodes, pods of the host network, pods without addresses, and pods that have ended.
 func TestUnattachedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRepairBesideDEL: if a check restores a neighbour entry that a DEL has removed, it removes the entry again.
+// TestRepairBesideDEL: if a check restores a neighbour entry that a DEL has removed, the check removes the entry again.
 func TestRepairBesideDEL(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

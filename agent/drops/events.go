@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// These limits bound the Event objects. Each costs the API server a write, and by default the server keeps it for an
-// hour.
+// These limits bound the number of Event objects. Each Event object costs the API server a write, and by default the
+// server keeps the object for an hour.
 const (
 	maxNoticed = 2048      // the number of kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after its last drop
@@ -139,7 +139,7 @@ func noteOf(d *agentapi.Drop) string {
 	source.Port = 0 // each connection has another source port
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	// The cut may leave a part of a character. JSON would replace that part by three bytes, and the note would be too
-	// long. So the part is removed.
+	// A shortened note may end in a part of a character. JSON would replace that part by three bytes, and the note would
+	// be too long. So ToValidUTF8 removes the part.
 	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Prefix is what a log prefix says about the rule that logged the packet.
+// Prefix has the meaning of a log prefix: which rule logged the packet, and why.
 type Prefix struct {
 	// Chain is the rule's chain. It is empty if the log prefix names none.
 	Chain     string

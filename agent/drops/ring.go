@@ -21,7 +21,7 @@ type Entry struct {
 	Sender uint64
 }
 
-// Ring keeps the last drops. If there is no room, the sender with the most entries loses its oldest one. Any
+// Ring keeps the last drops. If there is no room, the sender with the most entries loses its oldest entry. Any
 // goroutine may use Ring.
 type Ring struct {
 	mu      sync.Mutex

@@ -27,7 +27,7 @@ const (
 	perSecond = 20 // lines of one sender, over time
 	// Once half of maxFlows are taken, a sender gets a line only if it has none.
 	maxFlows = 16384
-	// Each pod or link has an account of its own, up to maxSenders. All further senders share some accounts.
+	// The first maxSenders pods or links have an account each. All further senders share a fixed number of accounts.
 	maxSenders = 8192
 	shared     = 256
 	// Once there are maxRests lines of left-out packets, further left-out packets are counted by log prefix alone.
@@ -42,8 +42,8 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. For DropMore it has no ports, and often only one address or none: the
-	// receiver's if an ingress rule dropped the packets, and the sender's if it is a pod with an account of its own.
+	// Flow has the packets' addresses and ports. For DropMore it has no ports. It then has the receiver's address only
+	// if an ingress rule dropped the packets, and the sender's only if the sender is a pod with an account of its own.
 	Flow nflog.Flow
 	// Port is the index of the pod's link if Prefix.ByLink is true, otherwise 0.
 	Port uint32
@@ -94,7 +94,7 @@ type sender struct {
 	number  uint64
 	alone   bool
 	tokens  float64
-	counted time.Time // the time for which tokens was computed
+	counted time.Time // when tokens was last computed
 	flows   int
 	last    *rest
 	lastOf  restKey
@@ -230,7 +230,7 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	key := restKey{Prefix: k.Prefix, local: k.Src, link: k.link, etherType: k.EtherType, sender: from}
 	switch {
 	case k.link != 0:
-		key.local = [16]byte{} // the addresses are forged, so they name no pod
+		key.local = [16]byte{} // the addresses may be forged, so they identify no pod
 	case k.Direction == ruleset.Ingress:
 		key.local = k.Dst
 	}
@@ -260,8 +260,8 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends to the parameter list the lines that are due: a new flow's first line at once, and its later lines
-// after a second. If waiting is true, call Lines again even without new packets.
+// Lines appends the due lines to list. A new flow's first line is due at once. Each later line is due a second after
+// the line before, at the earliest. If waiting is true, call Lines again, even if no packet comes.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {
