@@ -12,8 +12,9 @@ import (
 type addressBook struct {
 	one  map[netip.Addr]*pod   // addresses of exactly one pod
 	more map[netip.Addr][]*pod // addresses of several pods
-	// taken has the number of this node's endpoints with each address. If this number isn't 0, the address counts only for
-	// pods with an endpoint on this node. Other pods with the address are old pods that are being deleted.
+	// taken has, for each address, the number of this node's endpoints with the address. If there is such an endpoint, the
+	// address counts only for pods with an endpoint on this node. Other pods with the address are old pods that are being
+	// deleted.
 	taken map[netip.Addr]int
 }
 
@@ -130,8 +131,9 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving has the changes that settle has yet to write into the sets. settle runs at the end of a delta, and in a large
-// delta also after each 4,096 addresses. So if an address moves from one pod to another, the sets change once.
+// moving has the changes that aren't in the sets yet. settle writes them into the sets at the end of a delta, and in a
+// large delta also after each 4,096 addresses. If a delta moves an address from one pod to another, the sets then
+// change once and not twice.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // crowds that have lost their last pod
@@ -175,8 +177,8 @@ func (e *Engine) settle() {
 	empty(&e.moving.crowds)
 }
 
-// empty removes all elements of a map. A large map is replaced, because clear would keep its memory, and iterating over
-// it would stay slow.
+// empty removes all elements of a map. It replaces a large map by a new one: clear would keep the map's memory, and
+// iterating over the map would stay slow.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 64 {
 		*m = map[K]V{}

@@ -15,8 +15,8 @@ const maybeSuffix = " (may select it)"
 type isolating struct {
 	direction ruleset.Direction
 	policies  []*parsedPolicy // in the order of their names
-	// anchored has the indexes of policies, by anchor. Each pod that a policy selects has one of the policy's anchors.
-	// others has the indexes of the policies without anchors.
+	// anchored has the indexes of policies, by anchor (requirement.anchors). A pod that a policy selects has at least one
+	// of the policy's anchors. others has the indexes of the policies without anchors.
 	anchored map[anchor][]int
 	others   []int
 }
@@ -80,11 +80,12 @@ func (x *isolating) of(pods ...*Pod) alternatives {
 	return all
 }
 
-// auditedGroup is the beginning of the names of groups with audited policies. No policy can have this name.
+// auditedGroup comes before the policies' names in the key of an audited group. No policy has this name, because a
+// policy's name contains a slash (NAMESPACE/NAME).
 const auditedGroup = "audited"
 
-// split returns the enforced policies if there are any, and otherwise the audited ones. If a pod has policies of both
-// kinds, the audited ones could only allow more, and so would drop nothing.
+// split returns the enforced policies if there are any, and otherwise the audited ones. The enforced policies already
+// isolate the pod. If the audited policies were also enforced, they would allow more, and drop nothing.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {

@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// Around returns the objects on which the verdict for packets between the addresses depends. The caller must not change
-// them.
+// Around returns the objects that decide on packets between the addresses. The caller must not change them.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

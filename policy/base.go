@@ -76,8 +76,8 @@ func (c *common) base() {
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// A packet has passed weir's check at an earlier hook before it meets these rules. With iptables, the comments of the
-	// rules with sets name the table of that hook.
+	// weir checks a packet at an earlier hook, so only packets that have passed the check meet these rules. The backend
+	// iptables gives the rules with sets a comment that names the table of the earlier hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link takes less time than a look-up in a set
@@ -94,7 +94,7 @@ func (c *common) base() {
 }
 
 // dropChains adds a chain for each reason to drop packets. Each chain has two rules: one logs packets, and one drops
-// them. So a packet that passes meets only the rule that leads to the chain, and not two rules for each reason.
+// them. So for each reason, a packet that passes meets one rule (the rule that leads to the chain) and not two.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},

@@ -10,8 +10,8 @@ import (
 const (
 	// maxRules limits the kernel rules of one policy.
 	maxRules = 1 << 10
-	// maxEntries limits the networks and ports in the sets of one policy. A few excepts can divide an ipBlock into many
-	// networks.
+	// maxEntries limits the networks and ports in the sets of one policy. Even a short policy may need many, because a few
+	// excepts can divide an ipBlock into many networks.
 	maxEntries = 1 << 17
 	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of classes
 	// don't count.
@@ -32,13 +32,13 @@ const (
 type limits struct {
 	node       amount // what all policies of the node may need together
 	setEntries int    // entries of one set
-	bulk       int    // the largest bulk of a policy that is parsed at once; larger policies wait for NextUnparsed
+	bulk       int    // policies with a larger bulk aren't parsed immediately, but wait for NextUnparsed
 }
 
 var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6}
 
-// bulk estimates how long it takes to parse a policy. It counts peers, ports and excepts, and with less weight
-// selectors.
+// bulk estimates how long it takes to parse a policy. It is the number of peers, ports and excepts, plus an eighth or a
+// sixteenth for each part of a selector.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)

@@ -157,7 +157,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			name:     "more sets than a node has room for",
 			policies: sets,
-			rules:    8192 - 8192/64, // the part that the namespace sane doesn't need, rounded down
+			rules:    8192 - 8192/64, // the capacity that the namespace sane leaves, rounded down
 			denied:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
 			more: []policy.Pod{{
 				Namespace: "x",
@@ -199,8 +199,8 @@ func TestLargePolicies(t *testing.T) {
 	}
 }
 
-// TestInvalid: an API server accepts a policy that is too large for weir, and a wrong annotation of weir. It refuses a
-// peer without a selector or ipBlock.
+// TestInvalid: a policy has three faults: it is too large for weir, an annotation is wrong, and a peer has neither a
+// selector nor an ipBlock. Invalid returns only the last fault, because an API server accepts the other two.
 func TestInvalid(t *testing.T) {
 	np := policytest.Letting("big", nil, append(policytest.Selectors(0, 1025), networkingv1.NetworkPolicyPeer{}))
 	np.Annotations = map[string]string{policy.AuditAnnotation: "maybe"}

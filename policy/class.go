@@ -32,7 +32,7 @@ var (
 // classified has the classes of one namespace, and what they need.
 type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
+	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
 	// isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
 	supplies []*supply // sets that the placed demands need (part.placed)
@@ -102,7 +102,7 @@ func (c *compiler) classify() {
 	}
 }
 
-// exchange replaces the part's classes, with their sets and chains in the ruleset.
+// exchange replaces the part's classes. It also replaces the sets and chains of these classes in the ruleset.
 func (c *compiler) exchange(p *part, now classified) {
 	was := p.classified
 	p.classified, c.dispatched = now, false
@@ -196,7 +196,7 @@ func (l *classifier) classOf(g *group) (k class, ok bool) {
 	return k, ok
 }
 
-// differ reports whether other demands of one of the policies are placed than in the last ruleset.
+// differ reports whether the placed demands of one of the policies differ from those in the last ruleset.
 func (l *classifier) differ(a alternatives) bool {
 	for _, policies := range a {
 		for _, policy := range policies {

@@ -173,7 +173,7 @@ func (c cluster) problems() []ruleset.Problem {
 func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	slices.Sort(names)
 	if names = slices.Compact(names); len(names) < 2 {
-		return nil // it is one endpoint, which may be one of several pods of this name
+		return nil // all these pods have one name, so the address isn't shared
 	}
 	for i, name := range names {
 		problems = append(problems, ruleset.Problem{

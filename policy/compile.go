@@ -68,7 +68,7 @@ type namedPort struct {
 //	replace      the pods or policies of a namespace have changed
 //	resized      the size of a set has changed
 //	setCommon    the rules and sets that belong to no policy have changed
-//	setRefused   the kernel refuses something else; compile then computes everything
+//	setRefused   the kernel refuses other parts; compile then computes everything
 type compiler struct {
 	find      finder
 	limits    limits
@@ -76,13 +76,13 @@ type compiler struct {
 	parts     map[string]*part // by namespace
 	common    common
 	supplies  map[string]*supply // sets that policies' rules need, by name
-	wanted    amount             // the sum that all demands need, without entries of sets that aren't counted yet
+	wanted    amount             // what all demands need together, without the entries of sets that aren't counted yet
 	fit       bool
 	undecided bool
 	division  division // used while the node doesn't have the capacity for all demands
 	uncounted map[*supply]bool
-	stamp     uint64    // the number of parts so far (supply.stamp)
-	unwanted  []*supply // sets that demands, or granted demands, no longer need; an Engine empties this list
+	stamp     uint64    // number of the newest part (supply.stamp)
+	unwanted  []*supply // sets that no demand needs any more, or that have left the ruleset; an Engine empties this list
 	work      work
 
 	dispatched  bool
@@ -179,8 +179,8 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants replaces the part was by the part now in the lists supply.wanted. now is the newest part of a
-// namespace, or an empty part if the namespace has no part any more.
+// exchangeWants puts the part now in the place of the part was, in the list supply.wanted of each set. now is the
+// newest part of a namespace, or an empty part if the namespace has no part any more.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp

@@ -34,7 +34,7 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 // and the number of classes are the same.
 type ask struct {
 	rules   []rule
-	refused bool // true if the policies before it leave no capacity; then there are no demands
+	refused bool // true if earlier policies need all the capacity; the ask then has no demands
 	classes int  // how many classes the policy isolates
 	demands []*demand
 	sets    []*supply // without duplicates

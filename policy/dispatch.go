@@ -46,8 +46,9 @@ type openClass struct {
 
 // compileDispatch adds the chains that lead packets to classes, and the classes that all namespaces share.
 //
-// The rules of classes with more policies come first. So when a policy is added, one transaction moves all of the
-// policy's pods to their new classes at the same time.
+// The rules of classes with more policies come first. If a policy is added, the pods that it selects may be in the sets
+// of their old and their new classes at the same time. The transaction that adds the rules of the new classes then
+// moves all these pods at once.
 func (c *compiler) compileDispatch() {
 	if c.dispatched {
 		return
@@ -93,8 +94,8 @@ func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	for _, k := range isolated {
 		allowNothing = append(allowNothing, k.none...)
 	}
-	// If two attachments have one address, the first rule that matches decides. So the strictest rule comes first. Rules
-	// of classes that only audited policies select come last.
+	// If two attachments have one address, the first rule that matches decides. So the strictest rule comes first. The
+	// rules of classes with only audited policies come last.
 	d.none(allowNothing)
 	for _, k := range isolated {
 		if d.classes = append(d.classes, k.Class); k.set != nil {

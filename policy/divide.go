@@ -10,7 +10,7 @@ import (
 type dividing struct {
 	left  amount
 	all   []*tenant
-	begun int // how many tenants of the list all are in the queue, or need nothing
+	begun int // how many tenants of the list all have been put into the queue or left out
 	queue tenants
 	taken amount
 }
@@ -78,7 +78,7 @@ func (c *compiler) goOnDividing(r *dividing) (finished bool) {
 		case now == t.part:
 			t.decide()
 			now.undecided = false
-		default: // a newer part: the next division decides; until then the part keeps only what this one grants
+		default: // a newer part: the next division decides; until then the part keeps only what this division grants
 			now.keep(t.granted)
 		}
 	}

@@ -19,7 +19,8 @@ import (
 //   - If a peer changes, entries of sets change.
 //   - If a pod of the node or one of its policies changes, the rules of the namespace are compiled again.
 //
-// An event of a Node takes time for each Node. If the Node has pods, the event also takes time for each pod.
+// The time for an event of a Node grows with the number of Nodes. If the Node has pods, the time also grows with the
+// number of pods in the cluster.
 //
 // Only one goroutine may use an Engine. The rulesets that it returns never change.
 type Engine struct {
@@ -60,7 +61,7 @@ type pod struct {
 	*Pod
 	next         *pod // another pod of the same name, or nil
 	fromWorkload bool // true if the engine made the pod from a workload, because the source has no such pod
-	// crowd is nil if the pod has no addresses of its own.
+	// crowd is nil if no address counts for the pod.
 	crowd *crowd
 	place int  // index in crowd.pods
 	local bool // true if the pod is on this node

@@ -24,7 +24,8 @@ var (
 )
 
 // TestEngineIsCompile: after each of many random events, the engine gives the same ruleset as Compile, and the engine's
-// indexes are correct. If a sequence of events fails, the test looks for a shorter sequence before it prints it.
+// indexes are correct. If a sequence of events fails, the test looks for a shorter sequence that also fails, and prints
+// the shorter one.
 func TestEngineIsCompile(t *testing.T) {
 	var events atomic.Int64
 	policytest.OnAllProcessors(t, *first, *sequences, func(seeds iter.Seq[uint64]) {
@@ -98,7 +99,7 @@ func engineDiffers(limits policy.Limits, states []policy.State) (step int, diffe
 		if wrong := e.Unsound(); len(wrong) > 0 {
 			return i, strings.Join(wrong, "\n")
 		}
-		if i%10 == 0 { // not each time, because printing takes most of the time
+		if i%10 == 0 { // not after each event, because writing the ruleset would take most of the test's time
 			if said != "" && written(before) != said {
 				return i, "an earlier ruleset has changed"
 			}
@@ -170,7 +171,8 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 			continue
 		}
 		want := highLimits.Compile(now)
-		// With refusals, the slice can't be compared: the order of changes decides which sets exist and are refused.
+		// If the kernel refuses parts, the slice can't be compared with the whole ruleset: the order of changes decides which
+		// sets exist, and so which sets are refused.
 		if len(now.Refused) > 0 {
 			continue
 		}

@@ -189,7 +189,7 @@ func TestFaults(t *testing.T) {
 			denied: "liar>web:tcp:80",
 		},
 		{
-			name:   "a pod of this node that isn't attached", // this is no error: ADD is still to come, or DEL was before
+			name:   "a pod of this node that isn't attached", // no error: its ADD is still to come, or its DEL is done
 			pods:   []policy.Pod{faultPod("shop", "double", "self", "10.88.0.9")},
 			denied: "10.88.0.9>web:tcp:80",
 		},

@@ -112,7 +112,7 @@ func (c *common) chainedPods() chainedPods {
 // own rules, because iptables can't look up bridge ports in a set.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
-	// Pods on a bridge have link-local addresses also if no chained pod has another IPv6 address.
+	// Pods on a bridge have link-local addresses even if no chained pod has another IPv6 address.
 	onlyLinkLocal := c.family == conf.IPv6 && len(pods.linkLocal) > 0
 	if len(pods.addresses)+len(pods.own) == 0 && !onlyLinkLocal {
 		return links{}
@@ -187,8 +187,8 @@ var (
 )
 
 // linkLocal adds the chain that drops link-local packets of pods on other plugins' bridges, and returns the rules that
-// lead to the chain. Each pod has a link-local address, but the set of all pods doesn't have it. So without this chain,
-// no policy of the sender or the receiver would be enforced on these packets. Rules before this chain have accepted
+// lead to the chain. Each pod has a link-local address, but the set of all pods doesn't have this address. So policies
+// aren't enforced on link-local packets, and weir drops these packets instead. Rules before this chain have accepted
 // neighbour discovery. Multicast passes, because a network's switches and routers need pods' reports of multicast
 // listeners.
 func (c *common) linkLocal(pods chainedPods) (rules []ruleset.Rule) {
@@ -217,8 +217,8 @@ var loopback = map[conf.Family]netip.Prefix{
 // toLoopback returns a rule that drops packets to the node's loopback addresses. r has the rule's condition on links.
 // For IPv4, kubelet has a similar rule (KUBE-FIREWALL; CVE-2020-8558).
 //
-// The kernel itself drops such packets unless route_localnet is set. But portmap sets it for the first hostPort. The
-// rule doesn't match packets whose destination another program has translated.
+// If route_localnet isn't set, the kernel itself drops such packets. But portmap sets route_localnet when it adds the
+// first hostPort. If another program has translated a packet's destination, the rule doesn't match the packet.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"

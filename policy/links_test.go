@@ -46,8 +46,8 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from the link with a source that isn't the pod's are
-// dropped.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, a packet from the link is dropped unless its source is an
+// address of the pod.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -73,8 +73,8 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLinkLocalOfIPv4Pods: pods on another plugin's bridge don't reach each other by link-local addresses, also if none
-// of them has an IPv6 address, and only other pods of the node have one.
+// TestLinkLocalOfIPv4Pods: pods on another plugin's bridge don't reach each other by link-local addresses. This is so
+// even if only other pods of the node have IPv6 addresses.
 func TestLinkLocalOfIPv4Pods(t *testing.T) {
 	var state policy.State
 	for _, e := range golden.Load(t, "testdata/other-plugins.yaml").Endpoints {

@@ -51,7 +51,7 @@ type selectorIndex struct {
 	// requirements has the requirements of all live selectors, by text.
 	requirements map[string]*liveRequirement
 	scopes       map[string]*scope
-	// openScopes has scopes with a namespaceSelector. Each of them has selectors without anchors.
+	// openScopes has the scopes that have both a namespaceSelector and selectors without anchors.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
 	// anchored has the selectors by anchor. Each pod that a selector matches has one of the selector's anchors. So a crowd

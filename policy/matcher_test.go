@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestMatcher compares newMatcher with the API's own library on random selectors, of which most are invalid. Both must
-// accept the same selectors, and give them the same text. The selectors must match the same labels. The key of a peer
-// consists of these texts.
+// TestMatcher compares newMatcher with the API's own library on random selectors. Most of these selectors are invalid.
+// Both must accept the same selectors, match the same labels, and give a selector the same text. A peer's key is made
+// of such texts.
 func TestMatcher(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }

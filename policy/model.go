@@ -105,7 +105,7 @@ type Pod struct {
 	HostNetwork bool
 	Finished    bool
 	// Unready is true if Services don't send to the pod, by the pod's status. Only sources without EndpointSlices set
-	// it. It doesn't change the ruleset.
+	// Unready. It doesn't change the ruleset.
 	Unready bool `json:",omitempty"`
 }
 

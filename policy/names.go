@@ -66,7 +66,8 @@ func wordAlphabet(kind string) string {
 }
 
 // after returns WORD if the text is NAME-WORD. Without an alphabet, the text must be NAME alone. If cut is true, the
-// end of the text may be missing: whole is false if WORD may be incomplete. ok is false if the text has another form.
+// end of the text may be missing. If dash is also true, a dash after WORD shows that WORD is complete. whole is false
+// if WORD may be incomplete. ok is false if the text has another form.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

@@ -9,7 +9,7 @@ import (
 )
 
 // places says which addresses the pods of each node can have. Programs other than kubelet may write a pod's status. If
-// policy used all addresses in it, a node could give its own pods the rights of other nodes' pods.
+// policy used all addresses in a status, a node could give its own pods the rights of other nodes' pods.
 type places struct {
 	nodes map[string]Node
 	self  string
@@ -75,7 +75,8 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// readmit decides again which addresses count for the pods of Nodes for which the function changed returns true.
+// readmit decides again which addresses count for the pods of changed Nodes. The function changed reports whether the
+// Node of this name has changed.
 func (e *Engine) readmit(changed func(node string) bool) {
 	left := 0
 	for node, pods := range e.placed {

@@ -38,7 +38,7 @@ type part struct {
 	ready      int              // how many granted demands have all their sets, but no rules yet
 	placed     []*demand        // granted demands whose rules and sets are in the ruleset
 	making     map[*supply]bool // sets in the ruleset for ready and pending demands
-	due        float64          // the namespace's work so far, and the work until nothing is pending
+	due        float64          // the sum of the namespace's work so far and the work for its pending demands
 	undecided  bool             // true until grant has decided on all demands; some sets may have to be counted first
 	unfinished bool             // true if the last compile reached its limit before the work was done
 	waited     int              // how many compiles in a row have left work undone

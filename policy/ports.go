@@ -78,7 +78,8 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort stands for a port without the field "port". It begins with 0, because no port in a policy is 0.
+// everyPort stands for a port without the field "port". It begins with 0, so that no range in a policy is equal to it:
+// a port in a policy is never 0.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {

@@ -243,8 +243,8 @@ func (e *Engine) entriesAt(to []ruleset.Entry, l *live, a netip.Addr) []ruleset.
 	return to
 }
 
-// twin returns a selector that matches the same crowds, and whose entries of the family are complete. It returns nil if
-// none is known.
+// twin returns another selector that matches the same crowds and has complete entries of the family. It returns nil if
+// it knows no such selector.
 func (x *selectorIndex) twin(l *live, f conf.Family) *live {
 	if l.key == "" { // a named port
 		return nil

@@ -13,8 +13,9 @@ type reports struct {
 	held    bool
 }
 
-// HoldReports makes later rulesets keep their present list of problems, even if problems of single objects change. A
-// new list takes time for each problem of the cluster. A problem alone changes no set and no rule.
+// HoldReports makes later rulesets keep the present list of problems, even if the problems of single objects change.
+// The list can wait: a problem alone changes no set and no rule, and a new list takes time for each problem of the
+// cluster.
 func (e *Engine) HoldReports(hold bool) { e.reports.held = hold }
 
 // due reports whether a ruleset must list the problems again.

@@ -108,7 +108,8 @@ func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
 	return best
 }
 
-// anchors returns labels. Each pod that meets a requirement with In or Exists has at least one of the labels.
+// anchors returns the labels that meet a requirement with In or Exists. A pod that meets the requirement has at least
+// one of these labels.
 func (r *requirement) anchors() (all []anchor) {
 	switch {
 	case r == nil:

@@ -72,8 +72,8 @@ type ServiceEndpoint struct {
 	Node string `json:",omitempty"`
 	// Ready is true if packets to the Service can go to the address.
 	Ready bool
-	// Ending is true if the address isn't ready because its pod is ending, and still serves. kube-proxy uses such
-	// addresses if it can use no ready one.
+	// Ending is true if the address isn't ready because its pod is ending, but the pod still serves. kube-proxy uses such
+	// addresses only if no ready address can be used.
 	Ending bool `json:",omitempty"`
 	// Ports has the Service's ports by name, with their numbers at this address.
 	Ports []NamedPort

@@ -59,10 +59,10 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// countsLater reports whether this compile leaves it to a later one to count the part's sets.
+// countsLater reports whether a later compile, and not this one, counts the part's sets.
 func (c *compiler) countsLater(p *part) bool { return c.work.small && !p.regranted }
 
-// uncertain reports whether grant couldn't count some sets.
+// uncertain reports whether grant has left some sets uncounted.
 func (c *compiler) uncertain() bool {
 	for _, p := range c.parts {
 		if p.unfinished {
@@ -74,7 +74,7 @@ func (c *compiler) uncertain() bool {
 
 func (c *compiler) fits() bool {
 	room, waiting := c.limits.node, map[string]float64{}
-	if !c.wanted.within(room) { // the sets that aren't counted yet may be many, and needn't be counted
+	if !c.wanted.within(room) { // there is no need to count the uncounted sets, which may be many
 		return false
 	}
 	for s := range c.uncounted {
@@ -192,7 +192,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets may be many, and needn't be counted
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // there is no need to count its sets, which may be many
 			delete(modest, p)
 			continue
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// supply is a set that demands need. With many pods, it takes time to count and to fill it, so this is done only when
-// needed.
+// supply is a set that demands need. The compiler counts and fills a set only when needed, because both take time if
+// there are many pods.
 type supply struct {
 	ruleset.Set
 	selector *selector
@@ -29,7 +29,7 @@ type supply struct {
 	piece   ruleset.Entries
 	whole   bool
 	tenants []*tenant // tenants with granted demands for the set, in a division
-	sharing int       // how many namespaces need the set, of those that modest still counts as modest
+	sharing int       // how many of the namespaces that still count as modest (in the function modest) need the set
 	modest  uint64    // number of the last division in which a modest namespace needed the set
 	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has replaced
 	// a part that needed the set. With them, exchangeWants compares the sets of two parts without maps.

@@ -50,8 +50,9 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed gives the parsed policies to the engine, unless policies of this name have changed meanwhile. Even then,
-// the work counts for the namespace. Otherwise a policy that always changes would always be parsed first.
+// TakeParsed gives the parsed policies to the engine. If policies of this name have changed meanwhile, it gives nothing
+// to the engine. In both cases, the effort counts as work for the namespace. Otherwise a policy that always changes
+// would always be parsed first.
 //
 // Compiling a namespace takes long, so its parsed policies wait for each other. They are compiled if their effort is at
 // least that of all policies compiled before, or at least mostWaiting, or if no policy of the namespace is left to

@@ -56,7 +56,7 @@ func (w *work) allows(b *budget) bool {
 }
 
 // spend adds the effort to the work done for the namespace. If this compile may do no more work, spend adds nothing and
-// returns false. The last work may exceed the limit.
+// returns false. The last piece of work may exceed the limit.
 func (w *work) spend(b *budget, namespace string, effort float64) bool {
 	switch {
 	case w.unlimited():
@@ -167,8 +167,8 @@ func (c *compiler) makeSetsOf(p *part) {
 }
 
 // extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
-// If another part has made the set, p holds it too: the ruleset then keeps the set when the other part no longer needs
-// it.
+// If another part has made the set, p holds the set too. The ruleset then keeps the set when the other part no longer
+// needs it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
 	c.hold(p, s)
 	for s.lacks() {
