@@ -21,8 +21,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special has networks whose addresses identify no host beyond a link (RFC 6890, sections 2.2.2 and 2.2.3; RFC 4291,
-// section 2.5.5.2). Nodes can't reach each other, or pods, by such addresses.
+// special has the networks of special addresses. Beyond one link, a special address identifies no host (RFC 6890,
+// sections 2.2.2 and 2.2.3; RFC 4291, section 2.5.5.2), so a node can't reach another node or a pod by it.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -39,8 +39,8 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses of one Node are read, and how many networks. Otherwise one Node could fill the
-// routing tables of all nodes. Kubernetes gives a Node at most two of each.
+// maxClaims limits the addresses, and also the networks, that are read from one Node. Without a limit, one Node could
+// fill the routing tables of all nodes. Kubernetes gives a Node at most two addresses and two networks.
 const maxClaims = 32
 
 // Terms has the conditions under which Settle finds a claim valid.
