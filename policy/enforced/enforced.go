@@ -4,7 +4,7 @@
 // Invariants:
 //   - The package is pure. The same ruleset and endpoints give the same short form in every program.
 //   - Sets with the same entries have the same digest. Comments of entries don't matter.
-//   - A closed pod is in the short form, with an empty class.
+//   - A closed pod is in the short form. The name of its class is empty.
 package enforced
 
 import (
@@ -22,7 +22,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Position has a resourceVersion for each kind of object. The agent has enforced all changes up to these versions.
+// Position says up to which version of the objects an agent enforces policies. It has a resourceVersion for each kind
+// of object, and includes all changes up to these versions.
 type Position struct {
 	Pods       uint64 `json:"pods"`
 	Namespaces uint64 `json:"namespaces"`
@@ -37,8 +38,7 @@ func (p Position) Includes(o Position) bool {
 
 // Question asks an agent what it enforces.
 type Question struct {
-	// At is the position that the agent must have enforced before it answers. The agent waits for it, but at most for
-	// Wait.
+	// At is the position that the agent must have enforced before it answers. The agent waits at most for the time Wait.
 	At   Position      `json:"at"`
 	Wait time.Duration `json:"wait"`
 	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all pods of the
