@@ -30,8 +30,8 @@ func (x *explainer) nearest(d ruleset.Direction, p verdict.Packet, peer Place, a
 	return near
 }
 
-// standIn rewrites misses about the peer's address, if this address is made up or stands for hosts outside of the
-// cluster.
+// standIn rewrites the misses about peers that need other advice: hosts outside of the cluster, an address that stands
+// for several nodes, a closed pod, and a pod with a made-up address.
 func standIn(all []verdict.Near, name string, peer Place) {
 	for _, near := range all {
 		for i := range near.Misses {
@@ -61,7 +61,8 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// forSeveral rewrites the changes for an address that several pods state. A change for one of them isn't enough.
+// forSeveral rewrites the advice for an address that several pods state. A change of only one of these pods isn't
+// enough.
 func forSeveral(all []verdict.Near, peer Place) {
 	ofPod := []verdict.Kind{verdict.MissLabel, verdict.MissNamespaceLabel, verdict.MissNamespace, verdict.MissBlock}
 	for _, near := range all {

@@ -87,7 +87,7 @@ type Place struct {
 	// address stands for the addresses of several nodes.
 	forwards, isAnyNode bool
 	// isUnused is true if the address is in the pods' network of the node Node, and no known pod has the address. isVacant
-	// is true if it is also certain that no unknown pod has the address.
+	// is true if, in addition, all pods that may have the address are known.
 	isUnused, isVacant bool
 }
 

@@ -105,7 +105,7 @@ func TestConcerns(t *testing.T) {
 			}
 			fewer := c
 			fewer.Pods = nil
-			for range 2 { // a second time with the pods that the first call has asked for, as in the agent
+			for range 2 { // as in the agent: the second call gets the pods for which the first call has asked
 				concerns := q.Concerns(fewer)
 				fewer.Pods = nil
 				for i := range c.Pods {
@@ -122,8 +122,8 @@ func TestConcerns(t *testing.T) {
 	}
 }
 
-// TestOwnHostPort: an agent without Kubernetes knows neither its node's name nor those of its pods' nodes. A hostPort
-// at the node's own address leads to a pod with an attachment.
+// TestOwnHostPort: an agent without Kubernetes doesn't know the names of nodes. A hostPort at the address of the
+// agent's node then leads to a pod with an attachment on this node.
 func TestOwnHostPort(t *testing.T) {
 	node, elsewhere := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")
 	c := Cluster{Own: []netip.Addr{node}}
@@ -156,8 +156,8 @@ func TestOwnHostPort(t *testing.T) {
 	}
 }
 
-// TestHostPortOfTheAgentsNode: a pod of another node reaches a hostPort of the agent's node under its node's address.
-// So rules for the pod's labels don't allow the connection.
+// TestHostPortOfTheAgentsNode: a pod of another node sends to a hostPort of the agent's node. The packets have the
+// address of the sender's node as their source. So rules for the pod's labels don't allow the connection.
 func TestHostPortOfTheAgentsNode(t *testing.T) {
 	here, there := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	c := Cluster{Node: "here", Own: []netip.Addr{here}}

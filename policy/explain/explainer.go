@@ -73,7 +73,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		case in.outside && i >= 0:
 			sources = append(sources, x.forwarders(s, in, sources[i])...)
 		case !in.outside && in.external(s):
-			in.node = cmp.Or(in.node, in.sender) // kube-proxy on the sender's node translates an address that is no node's
+			in.node = cmp.Or(in.node, in.sender) // if the address isn't a node's, the sender's own node translates it
 			sources = x.throughNode(s, in, sources)
 		}
 	}
@@ -116,8 +116,8 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	}
 }
 
-// uses reports whether packets to t can have the address as their source. Only packets to pods of other nodes travel
-// through the tunnel.
+// uses reports whether packets from p to t can have p's address as their source. A node's tunnel address is the source
+// only of packets to pods of other nodes, because only these packets travel through the tunnel.
 func (p Place) uses(t Place) bool {
 	return !p.isTunnel || t.Pod != "" && !t.HostNetwork && t.Node != p.Node
 }

@@ -48,8 +48,8 @@ type KernelSet struct {
 // View is the state of a node's kernel, with the ruleset that the kernel should have.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Have is the same ruleset, but its sets contain the kernel's
-	// entries, as far as the packets look them up. Wrong says where the kernel's rules differ from Want.
+	// Want is the ruleset that the agent has applied. Have is the same ruleset with the kernel's entries in its sets. It
+	// has only those entries of the kernel that the packets look up. Wrong says where the kernel's rules differ from Want.
 	Want, Have ruleset.Ruleset
 	Wrong      []string
 	Unread     string
@@ -59,8 +59,8 @@ type View struct {
 
 const elsewhere = conf.Tunnel
 
-// Packet returns the path's first packet in the form in which this node's rules check it. ok is false if this node
-// doesn't check the packet.
+// Packet returns the path's first packet as this node's rules check it. ok is false if this node doesn't check the
+// packet.
 func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
 	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
 		return ruleset.Packet{}, false

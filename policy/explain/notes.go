@@ -123,7 +123,7 @@ func (x *explainer) masqueraded(p *Path) bool {
 	}
 	onNode := p.To.isOwn && p.From.Here || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
 	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) || onNode {
-		return false // packets to pods keep their source, and packets to the sender's own node don't leave it
+		return false // packets to pods keep their source, and packets to the sender's own node don't leave the node
 	}
 	for _, n := range x.Nodes {
 		for _, cidr := range n.PodCIDRs {
@@ -163,7 +163,7 @@ func (x *explainer) strayPolicies(s Side) {
 		if slices.ContainsFunc(x.in(np.Namespace), func(p *policy.Pod) bool {
 			return !p.HostNetwork && selector.Matches(labels.Set(p.Labels))
 		}) {
-			continue // the namespace has pods of its own
+			continue // the policy selects pods of its own namespace
 		}
 		if said++; said > maxStrays {
 			return

@@ -28,8 +28,8 @@ func (in entrance) external(s *policy.Service) bool {
 }
 
 // receiver returns the node whose endpoints kube-proxy uses, and the field of the Service that demands this. node is ""
-// if kube-proxy may use endpoints on all nodes. It is always "" for connections from a node, or from its pods, to the
-// node's own nodePorts.
+// if kube-proxy may use endpoints on all nodes. For example, kube-proxy may use all endpoints if a node, or a pod of
+// the node, connects to a nodePort of the same node.
 func (in entrance) receiver(s *policy.Service) (node, field string) {
 	switch {
 	case s.Headless:
@@ -68,8 +68,8 @@ func (x *explainer) onReceiver(s *policy.Service, in entrance, all []target) []t
 	return near
 }
 
-// inFamilies keeps only endpoints whose family the Service has. If the query names an address, the endpoint must also
-// have the address's family.
+// inFamilies keeps only endpoints of the Service's families. If the query names an address, it keeps only endpoints of
+// the address's family.
 func (x *explainer) inFamilies(s *policy.Service, in entrance, all []target) []target {
 	families := s.Families
 	if in.address.IsValid() {
@@ -135,8 +135,8 @@ func listPrefixes(all []netip.Prefix) string {
 	return text
 }
 
-// forwarders returns the nodes that forward packets from outside of the cluster to pods on other nodes, with their own
-// address as the source.
+// forwarders returns the nodes that may forward packets of the sender "from" to the Service's pods on other nodes. The
+// forwarded packets have an address of the forwarding node as their source.
 func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Place {
 	if s.Local || !s.IsExternal() || len(x.Nodes) < 2 {
 		return nil

@@ -26,8 +26,8 @@ func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []network
 	return all
 }
 
-// about returns the part of the state on which verdicts for packets between the addresses depend. In a large cluster,
-// it would take seconds to evaluate the whole state.
+// about returns the part of the state that decides on packets between the addresses. In a large cluster, evaluating the
+// whole state would take seconds.
 func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	s := policy.State{Node: c.Node}
 	s.Nodes, s.Workloads = c.Nodes, c.Workloads

@@ -13,7 +13,7 @@ import (
 )
 
 // resolve finds the object that r names. If a pod and a Service have this name, it returns the pod. If r has no
-// namespace, only one object may have the name.
+// namespace and several objects have the name, it returns an error.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:
@@ -92,7 +92,7 @@ func refTo(s *policy.Service, a netip.Addr) Ref {
 	return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: a}
 }
 
-// servicesAt returns the Services to which connections from the end "from" to the address lead.
+// servicesAt returns the Services that a connection from the end "from" reaches at the address.
 func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
 	outside := c.outside(from)
 	for i := range c.Services {
@@ -164,8 +164,8 @@ func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	return found
 }
 
-// CheckName returns an InputError with the nearest names if none of the names is the wanted one. The kind is a word
-// such as pod. The names have their namespaces, and the wanted name may have one.
+// CheckName returns an InputError with the nearest names if the wanted name isn't in the list of names. kind is a word
+// such as pod. The names in the list include their namespaces. The wanted name may include a namespace.
 func CheckName(kind, want string, names []string) error {
 	r := Ref{Kind: EndNamed, Name: want}
 	if namespace, name, has := strings.Cut(want, "/"); has {
@@ -187,7 +187,7 @@ func unknown(kind string, r Ref, names []string) error {
 		}
 	}
 	near := nearest(want, candidates)
-	if r.Namespace == "" && r.Kind != EndNode { // look for similar names with their namespaces
+	if r.Namespace == "" && r.Kind != EndNode { // show the similar names with their namespaces
 		var whole []string
 		for _, n := range names {
 			if slices.Contains(near, n[strings.LastIndexByte(n, '/')+1:]) && len(whole) < 3 {
@@ -239,7 +239,7 @@ func (c *Cluster) senders(r Ref) ([]Place, error) {
 	}
 	node, err := c.nodePlaces(all[0].Node)
 	if err != nil {
-		return all, nil //nolint:nilerr // the Node is unknown, and the pod's own addresses aren't
+		return all, nil //nolint:nilerr // the Node is unknown, but the pod's addresses are known
 	}
 	for _, p := range node {
 		if p.isTunnel {

@@ -152,7 +152,7 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-// behind is an endpoint of a Service to which packets can go, with its node.
+// behind is an endpoint of a Service, with the endpoint's node. Packets to the Service can go to the endpoint.
 type behind struct {
 	Place
 	on     string

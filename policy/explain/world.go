@@ -18,7 +18,7 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// public has the networks of hosts outside of clusters. reserved has the parts of these networks without such hosts.
+// public has the networks of hosts outside of clusters. reserved has networks within public that have no such hosts.
 var (
 	public = [...]netip.Prefix{
 		conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("2000::/3"),
@@ -33,8 +33,8 @@ var (
 )
 
 // worldPlaces returns an address of each family that stands for all hosts outside of the cluster. The address is in no
-// network of an ipBlock. If the ipBlocks leave no such address, the widest networks are ignored first. 0.0.0.0/0 and
-// 2000::/3 are always ignored, because they contain all public addresses.
+// network of an ipBlock. The networks 0.0.0.0/0 and ::/0 are ignored, because they contain all addresses. If the other
+// networks leave no address, the widest of them are ignored too.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks, own := c.blocks(), c.ownNetworks()
 	for f, candidates := range outside {
