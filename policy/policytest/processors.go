@@ -9,11 +9,12 @@ import (
 	"testing"
 )
 
-// OnAllProcessors calls the function try once on each processor. Together, these calls get the count seeds from first
-// on, each seed once. They get no further seeds when the test has failed. With -v, the log shows how far the test is.
+// OnAllProcessors calls the function try once on each processor. It divides count seeds among these calls, beginning
+// with the seed first. When the test has failed, the calls get no more seeds. With -v, the log shows how far the test
+// is.
 func OnAllProcessors(t *testing.T, first uint64, count int, try func(seeds iter.Seq[uint64])) {
 	t.Helper()
-	const logged = 1000 // the log gets a line after each so many seeds
+	const logged = 1000 // how many seeds there are for each line of the log
 	// Random clusters need little memory, so the collection of garbage would begin all the time. That would take a third
 	// of the test's time.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))

@@ -192,7 +192,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		if kind == OnBridge {
 			e.BridgeIf = Bridge
 		}
-		for i, a := range e.Addresses { // a chained attachment's addresses are recorded in this form
+		for i, a := range e.Addresses { // the record of a chained attachment has each address with the subnet /32 or /128
 			e.Addresses[i] = policy.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
 		}
 	}
