@@ -98,7 +98,7 @@ func peerOf(s policy.State, v verdict.Verdict, d ruleset.Direction) propose.Peer
 	return propose.Peer{Address: address}
 }
 
-// TestLabels: policies select by no label that controllers set on single pods, and by no unknown label.
+// TestLabels: the labels for a selector include neither labels that controllers set on single pods, nor unknown labels.
 func TestLabels(t *testing.T) {
 	p := &policy.Pod{
 		Labels: map[string]string{"app": "db", "rollouts-pod-template-hash": "5d8c7f9b4", "x": "1"}, Unknown: []string{"x"},
