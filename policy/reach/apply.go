@@ -14,8 +14,8 @@ import (
 type Applied struct {
 	// Added, Replaced and Deleted have names of objects, such as "NetworkPolicy shop/allow-web".
 	Added, Replaced, Deleted []string
-	// Unused has the file's pods that don't exist, and the file's workloads without pods. Missing has policies that were
-	// to be deleted and don't exist.
+	// Unused has the file's pods that don't exist, and the file's workloads without pods. Missing has policies that should
+	// be deleted, but don't exist.
 	Unused, Missing []string
 }
 

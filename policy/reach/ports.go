@@ -120,7 +120,7 @@ type atom struct {
 	ruleset.PortRange
 }
 
-// noPorts stands for all protocols without ports, because a rule matches all of them or none.
+// noPorts stands for all protocols without ports, because a rule matches all of them or none. 1 is the number of ICMP.
 const noPorts ruleset.Protocol = "1"
 
 type space struct {

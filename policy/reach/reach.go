@@ -35,7 +35,7 @@ type Matrix struct {
 // rule's direction. Peers are the parties that the rule allows.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
-	// Field is the rule's field in the policy, such as "ingress[0]". If the policy has no rules for a direction, it is
+	// Field is the rule's field in the policy, such as "ingress[0]". If the policy has no rules for a direction, Field is
 	// "ingress" or "egress".
 	Field    string `json:"field"`
 	Subjects []int  `json:"subjects"`

@@ -189,8 +189,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestNamesOfOneAddress: if pods of several namespaces have one address, their names have the namespaces. Several
-// versions of one pod have the pod's name.
+// TestNamesOfOneAddress: if pods of several namespaces have one address, the name of their party includes the
+// namespaces. If several versions of one pod have the address, the party has the pod's name.
 func TestNamesOfOneAddress(t *testing.T) {
 	s := policy.State{}
 	s.Pods = []policy.Pod{
