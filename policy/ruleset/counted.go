@@ -9,7 +9,7 @@ type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // entries of each part's set when the part was last counted
-	// shared has the elements that several of the merged set's parts have. For each comment of an element, it has the
+	// shared has each element that several parts of the merged set have. For each comment of the element, it has the
 	// number of parts with this comment.
 	shared map[Element][]tally
 }

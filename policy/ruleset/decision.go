@@ -11,8 +11,9 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights has for each set how often its entries are in merged sets. entries and pairs are the sums of the sizes of
-	// all merged sets, rounded up. staying has for each set how many chains have a rule that looks up this set itself.
+	// weights says for each set how often merged sets have its entries. entries is the sum of the sizes of all merged
+	// sets, rounded up, and pairs that of the merged sets with ports. staying says for each set how many chains look up
+	// the set itself, and not a merged set.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
@@ -20,7 +21,7 @@ type decision struct {
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // ordered by name
-	// needed has sets of merges that were left out, so that rules still look up these sets.
+	// needed has the sets of merges that were left out. Rules still look up these sets themselves.
 	needed map[string]bool
 }
 
@@ -32,8 +33,8 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise plans the chains that have changed since the last decision. The result counts only if d.fit is true before and
-// after. Otherwise the caller must call decide.
+// revise plans the chains that have changed since the last decision. The result is valid only if d.fit was true before,
+// and is still true. Otherwise the caller must call decide.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -177,8 +178,8 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 // name gives each merged set a name. The name has a hash of the rule's conditions and the first set. So a change of
 // policies rarely changes the name.
 //
-// A merged set may get a name that another chain's merged set had before. No wrong packet is allowed, because a set
-// loses old entries before the rules change, and gets new entries afterwards.
+// A merged set may get a name that another chain's merged set had before. Even then, only packets that the policies
+// allow pass: the set loses old entries before the rules change, and gets new entries afterwards.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {

@@ -13,8 +13,8 @@ type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
 
-// EntriesOf returns the entries of the list. If several entries have the same element, only the one counts whose
-// comment is first in alphabetical order. EntriesOf may reorder the list.
+// EntriesOf returns the entries of the list. If several entries have the same element, it keeps the entry with the
+// alphabetically first comment. EntriesOf may reorder the list.
 func EntriesOf(list ...Entry) Entries {
 	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
 		for _, e := range Order(list) {
@@ -65,7 +65,7 @@ func (e Entries) WithAll(added ...Entry) Entries {
 // First returns the first n entries.
 func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
 
-// UpTo returns how many of the entries come no later than the last entry of o.
+// UpTo returns the number of entries up to the last entry of o, in the order of Element.Compare.
 func (e Entries) UpTo(o Entries) int {
 	last, some := o.last(func(Element) bool { return true })
 	if !some {

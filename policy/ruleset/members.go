@@ -25,8 +25,9 @@ type memberGroup struct {
 	network netip.Prefix
 }
 
-// A signature says which groups contain an address: the groups in its own list, and the groups of the signature above.
-// The signature above belongs to a network around the address. Equal signatures are the same pointer.
+// A signature says which groups contain an address. A group is a set, or the network of a rule. The signature has some
+// of the groups in its own list, and the others in the signature above, which belongs to a network around the address.
+// Equal signatures are the same pointer.
 type signature struct {
 	recent [8]struct {
 		chain *indexedChain
@@ -165,17 +166,18 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds signatures of one family. It has a map for each size of networks, because only few sizes are used.
+// memberTable finds signatures of one family. It has a map for each length of prefixes, because only few lengths are
+// used.
 type memberTable struct {
 	family   conf.Family
-	bySize   [129]*byAddress[int32] // by the network's size and first address: the index in networks
-	sizes    []int                  // the largest first
+	bySize   [129]*byAddress[int32] // the index in networks, by prefix length and first address
+	sizes    []int                  // prefix lengths, the longest first
 	networks []memberNetwork
 	links    []memberLink
 }
 
 type memberNetwork struct {
-	link      int32      // index in links of the network's first group, or 0
+	link      int32      // index in memberTable.links: the network's first group; or 0
 	resolved  bool       // true if signature is set
 	signature *signature // signature of the addresses that are in no smaller network
 }
@@ -242,7 +244,8 @@ func first(a netip.Addr, size int) netip.Addr {
 	return p.Addr()
 }
 
-// covering returns the smallest network of the set that contains the address, among those with at most size bits.
+// covering returns the smallest network of the set that contains the address. It ignores networks with a prefix longer
+// than size.
 func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	for size >= 0 {
 		from := first(a, size)

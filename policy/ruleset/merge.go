@@ -7,8 +7,8 @@ type Bounds struct {
 	// Sets is how many sets may be looked up one by one, because so few look-ups take little time. Unlike merged sets,
 	// single sets are shared by classes of pods.
 	Sets int
-	// Large is the size above which a set counts as large. The largest of the large sets are not merged, if there are then
-	// no more than Sets look-ups.
+	// Large is the size above which a set counts as large. The largest of the large sets are not merged, as long as the
+	// rules need no more than Sets look-ups.
 	Large int
 	// Lists is how many lists of ports may be compared one by one, because that takes little time.
 	Lists int

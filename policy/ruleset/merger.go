@@ -13,7 +13,7 @@ type Merger struct {
 	refused  Refused
 	decision *decision
 	sets     map[string]*countedSet // merged sets, by name
-	// users has the merged sets by the name of a set that is merged in them. It is nil if it must be computed.
+	// users has, by the name of a set, the merged sets that contain the set's entries. It is nil if it must be computed.
 	users map[string][]*countedSet
 	out   Ruleset
 }

@@ -135,8 +135,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns a list of ports. The rule matches no packet to a port outside of the list. exact is true if no
-// condition on ports excludes a port in the list.
+// ranges returns a list of ports. The rule matches no packet to a port outside of the list. exact is true if the rule's
+// conditions on ports match each port in the list.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0

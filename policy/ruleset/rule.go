@@ -86,8 +86,9 @@ type Shape string
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and ICMP errors about a packet that the error's receiver has
-	// really sent to the error's sender. Redirects don't match, and later fragments don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and honest ICMP errors. An error is honest if its receiver
+	// has really sent the packet that the error is about, and has sent it to the error's sender. Redirects don't match,
+	// and later fragments don't match.
 	//
 	// Errors are the types that connection tracking relates to connections. For ICMP, these are the types 3
 	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6, they are

@@ -92,8 +92,8 @@ func (e Element) Compare(o Element) int {
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order sorts the entries as in a Set. If several entries have the same element, Order keeps only the one whose comment
-// is first in alphabetical order.
+// Order sorts the entries as in a Set. If several entries have the same element, Order keeps the entry with the
+// alphabetically first comment.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
