@@ -145,8 +145,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 }
 
 // ends returns the end at each address of the state. If a pod has an endpoint on this node, the endpoint's addresses
-// count. Otherwise those addresses in the pod's status count that its Node can have assigned. They don't count if the
-// pod has finished, or uses its node's network.
+// count. Otherwise the addresses in the pod's status count, except those that the pod's Node can't have assigned. The
+// status of a finished pod doesn't count. A pod that uses its node's network has no end.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -390,7 +390,7 @@ func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 	}
 }
 
-// protocolOf returns the protocol of a policy's port. It returns false if a port can't have the protocol.
+// protocolOf returns the protocol of a policy's port. known is false for a protocol without ports, or an unknown one.
 func protocolOf(p networkingv1.NetworkPolicyPort) (protocol corev1.Protocol, known bool) {
 	if p.Protocol == nil {
 		return corev1.ProtocolTCP, true

@@ -46,8 +46,8 @@ func missedSelectors(
 	return all
 }
 
-// addPeer returns the change that makes a rule match pods of another namespace. It is a new peer, because a changed
-// peer would no longer match the pods that it matches now.
+// addPeer returns the change that makes a rule match pods of another namespace. The change adds a new peer, because a
+// changed peer would no longer match the pods that it matches now.
 func addPeer(field, namespace string) string {
 	return fmt.Sprintf("add a peer like %s to the rule, with a namespaceSelector with %s: %s", field,
 		corev1.LabelMetadataName, namespace)

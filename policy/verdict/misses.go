@@ -24,7 +24,7 @@ type Miss struct {
 	Why    string `json:"why"`
 	Change string `json:"change"`
 	Kind   Kind   `json:"kind"`
-	// Label is the change of the object's label, if Change is one.
+	// Label is Change as data, if Change is a change of the object's label.
 	Label LabelChange `json:"-"`
 }
 
@@ -71,8 +71,8 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet. Misses has the conditions of the nearest peer and the nearest port that
-// the packet doesn't meet.
+// Near is a rule that doesn't allow a packet. Misses has the unmet conditions of the rule's nearest peer and nearest
+// port.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]

@@ -4,7 +4,7 @@
 //
 // Invariants:
 //   - The package is pure. It follows only the text of networking.k8s.io/v1.
-//   - It shares nothing but the model with the compiler, so that tests can compare the two.
+//   - It shares only the model with the compiler. So tests that compare the two find errors of either.
 //   - A part of a policy that can't be read allows nothing. A policy whose selector can't be read isolates all pods of
 //     its namespace.
 //   - If it depends on an unknown label whether a policy selects a pod, the policy isolates the pod and allows nothing.
