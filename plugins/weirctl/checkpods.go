@@ -63,7 +63,7 @@ func checkPods(cmd *cobra.Command, o *podCheckOptions, format client.Format) err
 
 var errCheckTime = errors.New("the check was not done in time")
 
-// printCheckLine prints only text. In JSON, the whole report is printed later.
+// printCheckLine prints nothing if the format is JSON: the whole report is then printed at the end.
 func printCheckLine(out io.Writer, format client.Format, l podcheck.Line) {
 	if format == client.Text {
 		_, _ = fmt.Fprintf(out, "%-16s  %-7s  %s\n", l.Check, l.State, agentapi.OneLine(l.Detail))

@@ -167,9 +167,9 @@ func (o *dropsOptions) checkNames(ctx context.Context) error {
 	return checkNames(ctx, o.nodes.Source, o.cluster || len(o.names) > 0, o.query)
 }
 
-// checkNames returns an error if the namespace, the pod or the policy of the query doesn't exist now, as far as the
-// agent knows, or with cluster the API server. Drops and flows of pods that have ended are remembered, so an unknown
-// name isn't always wrong.
+// checkNames returns an error if the namespace, the pod or the policy of the query doesn't exist now. It asks this
+// node's agent, or the API server if cluster is true. Agents remember drops and flows of pods that have ended, so an
+// unknown name isn't always wrong.
 func checkNames(ctx context.Context, source client.Source, cluster bool, q agentapi.DropsQuery) error {
 	if q.Namespace+q.Pod+q.Policy == "" {
 		return nil
@@ -208,7 +208,8 @@ func checkNamespace(c explain.Cluster, namespace string) error {
 	return fmt.Errorf("there is no namespace %q and no pod in it%s", namespace, explain.NearNames(namespace, all))
 }
 
-// warnOfUnknown says which name of the query doesn't exist now. The object may appear later, so the command goes on.
+// warnOfUnknown prints a note if a name in the query doesn't exist now. The object may appear later, so the command
+// goes on.
 func (o *dropsOptions) warnOfUnknown(cmd *cobra.Command) {
 	if err := o.checkNames(cmd.Context()); err != nil {
 		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "weirctl: note: %s; waiting for drops all the same, in case it appears\n",

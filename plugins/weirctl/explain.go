@@ -118,7 +118,7 @@ func outcome(e explain.Explanation) error {
 	return nil
 }
 
-// servicesWithin is short, because a node with an agent may not reach an API server.
+// servicesWithin is short, because an agent may run on a node that reaches no API server.
 const (
 	loadsWithin    = time.Minute
 	servicesWithin = 3 * time.Second

@@ -58,8 +58,8 @@ func setsInKernel() ([]agentapi.SetStatus, error) {
 	return all, nil
 }
 
-// nativeSets returns the sets and maps of the backend nftables, IPv4's first, each family's in the order of their
-// names.
+// nativeSets returns the sets and maps of the backend nftables: first those for IPv4, then those for IPv6, each sorted
+// by name.
 func nativeSets() (all []agentapi.SetStatus, err error) {
 	r := nftnl.NewReader()
 	defer r.Close()

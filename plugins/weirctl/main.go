@@ -2,9 +2,8 @@
 // do with the manifests of a directory.
 //
 // Invariants:
-//   - Only check changes what is enforced: in a cluster it makes pods and policies in a namespace of its own, and
-//     removes the namespace. Otherwise, only flows --record and --stop change something: agents begin or end a
-//     recording.
+//   - Two commands change something in a cluster. check makes pods and policies in a namespace of its own, and removes
+//     the namespace. flows --record and flows --stop make agents begin and end a recording.
 //   - weirctl writes no file except the one that the arguments name.
 //   - If no agent answers, status shows the endpoint records and the sets in the kernel, and fails.
 package main
@@ -138,8 +137,8 @@ func knownCommand(root *cobra.Command, args []string) error {
 	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
 }
 
-// failOnUnknownTopics makes the commands help and completion fail if their argument isn't known. As cobra makes these
-// commands, they would succeed.
+// failOnUnknownTopics makes the commands help and completion fail if their argument isn't known. Without this change,
+// cobra's help and completion succeed.
 func failOnUnknownTopics(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

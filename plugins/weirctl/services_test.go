@@ -19,7 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestExplainServices: an explanation knows which endpoints kube-proxy and DNS lead to, and what kube-proxy drops.
+// TestExplainServices: explanations name the endpoints to which kube-proxy and DNS lead, and the connections that
+// kube-proxy drops.
 func TestExplainServices(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/services/cluster.yaml")
 	if err != nil {

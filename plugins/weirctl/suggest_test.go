@@ -33,7 +33,7 @@ const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [
 	"destination": {"address": "fd00::9"}, "protocol": "u\u001b[2Jdp", "port": 80
 }]}]`
 
-// TestInterrupted: a command that reads a pipe ends when its context does.
+// TestInterrupted: a command that reads a pipe ends when its context ends.
 func TestInterrupted(t *testing.T) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -120,8 +120,8 @@ func TestSuggestBadInput(t *testing.T) {
 	}
 }
 
-// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it shows this all the same. The
-// text has the date of each flow.
+// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it still prints the empty
+// recording. If flows were recorded, the text has the date of each flow.
 func TestNothingRecorded(t *testing.T) {
 	for _, format := range []client.Format{client.Text, client.JSON} {
 		var out bytes.Buffer

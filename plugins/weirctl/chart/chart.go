@@ -23,10 +23,10 @@ import (
 type View struct {
 	*reach.Matrix
 	Rows []reach.Row
-	// Title says what the matrix is of: "namespace shop", for example.
+	// Title names the part of the cluster that the matrix shows, such as "namespace shop".
 	Title    string
 	Policies []string
-	// Notes say what the matrix leaves out, each in a sentence.
+	// Notes are sentences about connections and objects that the matrix leaves out.
 	Notes []string
 	// MaxRows limits the rows of a table or an SVG picture. 0 means no limit.
 	MaxRows int

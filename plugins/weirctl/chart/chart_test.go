@@ -144,7 +144,7 @@ func runBrowser(t *testing.T, chromium string, args ...string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Not with t.TempDir: processes of the browser may still write when it has ended.
+		// t.TempDir would fail the test if child processes of the browser still wrote into the directory.
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		var errors strings.Builder

@@ -106,7 +106,8 @@ func HTML(out io.Writer, v View) error {
 	return err
 }
 
-// printable returns JSON with only printable characters. Marshal escapes <, > and &, so no text ends a script.
+// printable returns JSON with only printable characters. Marshal escapes <, > and &, so no text of an object can end
+// the page's script element.
 func printable(value any) ([]byte, error) {
 	raw, err := json.Marshal(value)
 	if err != nil {

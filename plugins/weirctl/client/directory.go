@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// invented are the networks of made-up addresses: a pod from a file gets one if its manifest has no address. No host
-// has an address of these networks (RFC 1112, section 4: class E; RFC 6666: discard only).
+// invented has networks that no host uses (RFC 1112, section 4: class E; RFC 6666: discard only). A pod from a file
+// gets made-up addresses from these networks if its manifest has no address.
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }

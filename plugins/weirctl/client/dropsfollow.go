@@ -13,7 +13,7 @@ import (
 )
 
 type FollowTimes struct {
-	// Window is how long a drop waits for older ones of other nodes.
+	// Window is how long a drop waits for older drops of other nodes.
 	Window time.Duration
 	// Opens is how long a node may take to open its stream.
 	Opens time.Duration
@@ -33,8 +33,8 @@ var DefaultFollowTimes = FollowTimes{
 }
 
 const (
-	// again is how far before a node's last sign of life the node's next stream begins. An agent may report a drop a
-	// second late.
+	// again is the overlap of a node's streams: a new stream begins this long before the last sign of life of the old
+	// stream. An agent may report a drop a second late.
 	again = 3 * time.Second
 	// maxRecent limits nodeFollower.recent. A drop that is in recent isn't printed again.
 	maxRecent  = 8192
@@ -83,10 +83,10 @@ type follower struct {
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
-	wake   chan struct{} // has room for one message: agent has changed, so ask it at once
+	wake   chan struct{} // has room for one message, which means that the field agent has changed
 	state  followState
-	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
-	heard  time.Time            // when the node's last value came; zero before the first
+	recent map[string]time.Time // the drops of the last seconds, each with the time at which weirctl received it
+	heard  time.Time            // when the node last sent something; zero before the first time
 }
 
 type followState int

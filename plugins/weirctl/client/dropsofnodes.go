@@ -24,7 +24,8 @@ type DropsOfNodes struct {
 	Tell func(string)
 }
 
-// maxKept bounds the drops that Drops prints, over all nodes. It prints the newest. Tests change maxKept.
+// maxKept is how many drops of all nodes together Drops prints at most. If there are more, it prints the newest. Tests
+// change maxKept.
 var maxKept = 200_000
 
 // Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, Drops prints
@@ -104,8 +105,8 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops passes every drop to the function each. If that function returns an error, readDrops ends with it. For a
-// sign of life, the drop is nil.
+// readDrops passes every drop to the function each, and nil for each sign of life. If that function returns an error,
+// readDrops ends with this error.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {

@@ -358,8 +358,8 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-// TestDropOrder: drops that come within the window are ordered by their times. If the clock of a node is ahead, no drop
-// waits longer for that.
+// TestDropOrder: dropOrder sorts drops that come within the window by their times. If a node's clock is ahead, the
+// node's drops wait no longer than others.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

@@ -8,7 +8,7 @@ import (
 )
 
 // dropOrder sorts drops of several nodes by their times. Each drop waits as long as the window, so that older drops
-// can still come. A node's wrong clock makes no drop wait longer.
+// can still come. The wait is measured with this computer's clock, so a node's wrong clock makes no drop wait longer.
 type dropOrder struct {
 	window time.Duration
 	drops  dropHeap

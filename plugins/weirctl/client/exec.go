@@ -59,7 +59,7 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 		return context.Cause(ctx)
 	}
 	if err != nil && apierrors.ReasonForError(refused) != metav1.StatusReasonUnknown && errs.String() == "" {
-		err = refused // the error of the second attempt has only the text
+		err = refused // err is from the second attempt, and has the API server's text without the reason
 	}
 	return a.execError(c, err, errs.String())
 }
@@ -96,7 +96,8 @@ func (e *forbiddenError) Error() string { return e.message }
 // IsForbidden reports whether the API server has refused to run a command in a pod for this user.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded is a writer that reports all bytes as written, but keeps only the first ones, up to the number most.
+// bounded is a writer that keeps the first bytes, up to the number most, and discards the rest. It reports all bytes as
+// written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

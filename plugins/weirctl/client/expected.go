@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// expected is what the API server's objects mean for every node, as expect has read them.
+// expected has the objects that expect has read from the API server. The method on computes from these objects what a
+// node must enforce.
 type expected struct {
 	engine   *policy.Engine
 	at       enforced.Position
@@ -37,8 +38,7 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// expect reads the objects, and what they mean for each node. Its requests name no resourceVersion, so the API server
-// answers with its newest state.
+// expect reads the objects. Its requests name no resourceVersion, so the API server answers with its newest state.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
@@ -146,8 +146,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns what the node should hold. endpoints are the node's attachments. If a pod of the node has no attachment,
-// it counts as a pod without addresses.
+// on returns the short form of the ruleset that the node must have. endpoints are the node's attachments. A pod of the
+// node that has no attachment counts as a pod without addresses.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.ShortForm {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

@@ -48,7 +48,8 @@ const (
 )
 
 // Wait returns when all nodes concerned enforce the object as it was when Wait began, or newer. If ctx ends first,
-// Missing has the reasons. Wait computes what each node must hold, and compares that with the agents' answers.
+// Missing has the reasons. Wait computes the short form that each node must have, and compares it with the agent's
+// answer.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round

@@ -5,7 +5,7 @@
 //   - Read changes nothing on the node, but the kernel may load modules: features are tried in a network namespace that
 //     the kernel removes afterwards.
 //   - The findings depend only on the facts.
-//   - What could not be read is a finding of its own, with the severity unknown.
+//   - Each fact that could not be read becomes a finding with the severity unknown.
 package nodecheck
 
 // Facts are what Read has found on a node. Unread says what could not be read.

@@ -70,8 +70,8 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// conflistDirs are the runtime's configuration in the agent's container and on the node. Only the first that exists
-// is read.
+// conflistDirs are the paths of the runtime's configuration directory: in the agent's container, and on the node. Only
+// the first directory that exists is read.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
 // readConflists reads the files that the runtime reads, in the order of their names.

@@ -54,8 +54,8 @@ func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error)
 	return all, err
 }
 
-// removeLeftovers removes the namespaces of checks that give no sign of life while it waits. It compares no times,
-// because the clocks of machines differ.
+// removeLeftovers removes the namespaces of checks that give no sign of life while it waits. It waits instead of
+// comparing times in the namespaces, because the clocks of machines differ.
 func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
 	if len(seen) == 0 {
 		return nil, nil

@@ -22,8 +22,8 @@ import (
 // endsAfter is how long pods outlive the time of their check.
 const endsAfter = time.Minute
 
-// create creates the object. It tries again while a new namespace has no service account yet, because no pod can be
-// made before.
+// create creates the object. It tries again while a new namespace has no service account yet: until then, the API
+// server refuses pods.
 func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) error {
 	for {
 		err := c.Create(ctx, resourceOf(o), namespace, o)
