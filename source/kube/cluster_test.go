@@ -232,8 +232,8 @@ func wantNothing(t *testing.T, c *cluster) {
 	}
 }
 
-// TestEventsAreCoalesced: of several events of one pod, the delta has only the latest state. Later events don't change
-// a delta that was returned before.
+// TestEventsAreCoalesced: after several events of one pod, the delta has only the pod's latest state. Later events
+// don't change a delta that was returned before.
 func TestEventsAreCoalesced(t *testing.T) {
 	c := began(t)
 	named := func(name, app string) *corev1.Pod {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// contact has the last error of each watch, and the lists that aren't complete. client-go's reflectors report neither
-// that the API server doesn't answer nor that it answers without sending the objects.
+// contact has the last error of each watch, and the lists that aren't complete. Both are recorded here, because
+// client-go's reflectors report neither.
 type contact struct {
 	mu       sync.Mutex
 	requests failures // the key is the path of the watch's requests
@@ -22,7 +22,7 @@ type failures map[string]failure
 
 type failure struct {
 	err error
-	// since is when the failures began, and told is how long after that they count.
+	// since is when the failures began. told is how long they must last before Contact returns the error.
 	since time.Time
 	told  time.Duration
 }
@@ -59,8 +59,9 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// postpones returns how long the API server may give this status before it counts as a failure. After 410 and 429, the
-// client begins the watch again by itself. But an API server whose etcd doesn't answer gives 429 all the time.
+// postpones returns how long the API server may answer with this status before Contact returns it as an error. After
+// 410 and 429, the client begins the watch again by itself. But if etcd doesn't answer, the API server answers with 429
+// all the time.
 func postpones(status int) time.Duration {
 	if status == http.StatusGone || status == http.StatusTooManyRequests {
 		return patience
@@ -92,14 +93,15 @@ func (c *contact) succeed(of *failures, what string) {
 	delete(*of, what)
 }
 
-// Contact returns the errors of all watches whose last request failed. If there is none, it returns an error for each
-// list that isn't complete after a while. It returns nil if all watches work, and equal errors once.
+// Contact returns the errors of all watches whose last request failed, equal errors only once. The statuses 410 and 429
+// count after the time patience. If no watch has failed, Contact returns an error for each list that isn't complete
+// after the time patience. Otherwise it returns nil.
 func (s *Source) Contact() error { return s.contact.at(time.Now()) }
 
 func (c *contact) at(now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.requests.at(now); err != nil { // it may be why a list isn't complete
+	if err := c.requests.at(now); err != nil { // a failed watch may be the reason for an incomplete list
 		return err
 	}
 	return c.lists.at(now)

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. For this long,
-// deleted policies are remembered: their namespace may turn out to be deleted too.
+// maxWatchLag is how far the watch on namespaces may lag behind the watch on policies. Deleted policies are remembered
+// for this time, because the deletion of their namespace may be reported later.
 const maxWatchLag = time.Minute
 
 // unknownPolicy is the name of a made-up policy, which stands for the unknown policies of a namespace that is being
@@ -25,7 +25,8 @@ const unknownPolicy = "(unknown: the namespace is being deleted)"
 // its pods are gone.
 //
 // An agent that starts during the deletion can't know the policies that were deleted before. It isolates all pods of
-// such a namespace, in both directions. It does the same if it hears of a deletion within maxWatchLag after its start.
+// such a namespace, in both directions. It does the same if a namespace's deletion is reported within maxWatchLag after
+// the agent's start.
 type departing struct {
 	namespaces map[string]*departure
 	// recent has policies that were deleted within maxWatchLag, by namespace and name.

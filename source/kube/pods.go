@@ -24,8 +24,8 @@ type pods struct {
 // podItem has the parts of a pod that the source stores.
 type podItem struct {
 	*policy.Pod
-	apiUID   string // the UID in the API, if the pod is static: its runtime knows another one
-	lost     bool   // true if the pod's status has no addresses any more, and Addresses are the earlier ones
+	apiUID   string // the UID in the API, if the pod is static: in the runtime, a static pod has another UID
+	lost     bool   // true if the pod's status has no addresses any more, and Addresses has the earlier addresses
 	problems []ruleset.Problem
 }
 

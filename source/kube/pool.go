@@ -13,8 +13,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own copies a new value, and the pool keeps the copy. If own is nil, the pool keeps the value itself. If free isn't
-	// nil, the pool calls free when it removes a value.
+	// own copies a new value, and the pool keeps the copy. If own is nil, the pool keeps the value itself. The pool calls
+	// free for each value that it removes. free may be nil.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
@@ -51,7 +51,7 @@ func (p *pool[T]) share(v T) T {
 // use counts one more use of the value. The value must come from share.
 func (p *pool[T]) use(v T) {
 	e := p.find(v)
-	if e == nil { // the value was removed after the caller's share
+	if e == nil { // the value was removed after the caller's call of share
 		p.share(v)
 		e = p.find(v)
 	}

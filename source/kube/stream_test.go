@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestStreams: the watch on pods fails in several ways. The known pods are always those of the last complete list, with
-// the events after it.
+// TestStreams: in whatever way the watch on pods fails, the known pods are those of the last complete list, changed by
+// the events after that list.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)

@@ -72,7 +72,7 @@ type trimmer struct {
 	frame []byte
 	out   []byte // bytes for the client; it has already read out[:at]
 	at    int
-	whole bool // passes the rest of the stream on unchanged
+	whole bool // true if the rest of the stream is passed on unchanged
 }
 
 // maxFrame is the length in bytes up to which a frame is trimmed. The API server's objects have at most 1.5 MB.
@@ -187,7 +187,7 @@ func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	if out, ok = k.trim(out, content); !ok {
 		return out, false
 	}
-	// The length must precede the content. It is known only now, so this moves the content behind it.
+	// The length must precede the content, but is known only now. So the content is moved behind the length.
 	size := len(out) - start
 	out = append(out, make([]byte, protowire.SizeVarint(uint64(size)))...)
 	copy(out[len(out)-size:], out[start:start+size])

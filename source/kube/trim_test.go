@@ -243,7 +243,7 @@ func TestTrimAnything(t *testing.T) {
 	}
 }
 
-// BenchmarkDecode measures how long the client decodes one event, with and without trimming.
+// BenchmarkDecode measures how long the client takes to decode one event, with and without trimming.
 func BenchmarkDecode(b *testing.B) {
 	stream := encodeEvents(b, watch.Event{Type: watch.Modified, Object: realisticPod(77, false)})
 	for name, path := range map[string]string{"trimmed": "/api/v1/pods?watch=true", "whole": "/api/v1/others?watch=true"} {

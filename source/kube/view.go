@@ -9,9 +9,9 @@ import (
 
 var errNotListed = errors.New("the API server has not sent all objects yet")
 
-// View returns the present objects. Policies of namespaces that are being deleted are among them while they are in
-// force. View returns no Services, and only those pods for which the function keep returns true. Callers must not
-// change the results. Until all objects have been listed, it returns an error.
+// View returns the present objects, and the policies that stay in force while their namespace is being deleted. It
+// returns no Services, and only those pods for which the function keep returns true. Callers must not change the
+// results. Until all objects have been listed, View returns an error.
 func (s *Source) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	s.published.mu.Lock()
 	c := s.published.cluster
