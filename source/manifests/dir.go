@@ -21,8 +21,8 @@ import (
 // Dir is a source that reads all manifests in the directory Path and in the directories below it.
 type Dir struct {
 	Path string
-	// With IgnoreBroken, Dir starts although files can't be parsed, and waits only for files that are being written.
-	// Without it, Dir returns no objects until each file that may have a policy could be parsed.
+	// With IgnoreBroken, Dir starts even if files can't be parsed, and waits only for files that are being written.
+	// Without IgnoreBroken, Dir returns no objects until it has parsed each file that may have a policy.
 	IgnoreBroken bool
 	// Node is the name of this node. Kubelet appends it to the names of static pods. Without it, Dir adds no static
 	// pods.
@@ -45,8 +45,8 @@ const graceTime = 250 * time.Millisecond
 // the kernel reports the close before it releases the file (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
-// relistInterval is how often Dir lists all files, even without an event. Some changes cause no event: those of a
-// link's target outside of the directory, and those that another machine makes.
+// relistInterval is how often Dir lists all files, even without an event. Some changes cause no event: changes of a
+// link's target outside of the directory, and changes that another machine makes.
 const relistInterval = 10 * time.Second
 
 // Run reads all files, and then each file that changes, until ctx ends. It calls the function update once at the start

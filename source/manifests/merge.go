@@ -167,9 +167,8 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns one policy for each different pod selector of the versions. Each of these policies isolates
-// pods in all directions in which any version does. In each direction, it has only the rules that all versions with the
-// direction have.
+// mergePolicies returns one policy for each different pod selector of the versions. Each of these policies has all
+// directions that any version has. In each direction, it has the rules that are in all versions with this direction.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations

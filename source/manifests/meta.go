@@ -161,7 +161,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores all other fields. Upper and lower case of field names matter.
+// decode reads the fields that the type has, and ignores all other fields. Field names are case-sensitive.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil

@@ -120,8 +120,8 @@ type containerPort struct {
 	HostIP        stdjson.RawMessage `json:"hostIP"`
 }
 
-// hostPort returns the port and the address of the node that lead to the container's port. The port is 0 if the
-// container has no such port, or if the port or the address can't be read.
+// hostPort returns the node's port and address that lead to the container's port. The port is 0 if no port of the node
+// leads there, or if the port or the address can't be read.
 func (p *containerPort) hostPort() (port int32, address string) {
 	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
 		return 0, ""

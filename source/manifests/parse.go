@@ -5,8 +5,8 @@
 //   - A file is read only while no process has it open for writing, as far as package dirwatch can tell.
 //   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
 //   - If a document, or a policy's selector or namespace, can't be read any more, the last good version stays in force.
-//   - Until each file that may have a policy could be parsed once, there are no objects at all. With Dir.IgnoreBroken,
-//     this wait ends sooner.
+//   - Until each file that may have a policy has been parsed once, there are no objects at all. With Dir.IgnoreBroken,
+//     Dir waits only for files that are being written.
 package manifests
 
 import (

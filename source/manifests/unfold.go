@@ -114,8 +114,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems returns the paths of o.duplicates that are below items of the field, by item. If a path isn't below
-// an item, all is wholeObject, and applies to every item.
+// duplicatesInItems returns, for each item of the field, the paths in o.duplicates that are below the item. If a path
+// is not below an item, duplicatesInItems returns wholeObject in the list all, which applies to every item.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestAddSlice: an endpoint is ready or ending by its conditions. Conditions that are missing have the API's defaults.
+// TestAddSlice: the conditions of an endpoint say whether it is ready or ending. Missing conditions have the API's
+// defaults.
 func TestAddSlice(t *testing.T) {
 	yes, no := new(true), new(false)
 	for want, conditions := range map[string][]discoveryv1.EndpointConditions{
