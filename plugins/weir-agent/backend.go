@@ -61,8 +61,9 @@ func removeIptables(ctx context.Context) error {
 	return err
 }
 
-// removeIptablesAtLast is removeIptables for a command that nothing runs again. On a busy machine, the kernel may need
-// more than the second that one try waits until it has freed the deleted rules that used a set.
+// removeIptablesAtLast repeats removeIptables while a set is in use. It is for a command that runs only once. A set
+// stays in use until the kernel has freed the deleted rules that used it. On a busy machine, this may take longer than
+// the second that removeIptables waits.
 func removeIptablesAtLast(ctx context.Context) (err error) {
 	for range 10 {
 		if err = removeIptables(ctx); !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {

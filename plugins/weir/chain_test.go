@@ -793,8 +793,8 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, the solicitation
-// is dropped.
+// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through the node to another pod, the
+// solicitation is dropped. A solicitation from the node itself arrives.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {
@@ -842,8 +842,8 @@ func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	}
 }
 
-// TestSourceRoutes: while the node accepts source routes, a packet reaches a pod behind ptp that a policy isolates: at
-// the FORWARD hook the packet's destination is still the node. The agent sets the sysctl to 0.
+// TestSourceRoutes: while the node accepts source routes, a packet can reach an isolated pod behind ptp, because the
+// packet's destination is still the node at the FORWARD hook. So the agent sets the sysctl accept_source_route to 0.
 func TestSourceRoutes(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

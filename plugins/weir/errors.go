@@ -30,8 +30,8 @@ var inputCodes = map[conf.ErrorKind]uint{
 	conf.WrongValue: types.ErrInvalidNetworkConfig, conf.WrongVariable: types.ErrInvalidEnvironmentVariables,
 }
 
-// cniError chooses the CNI code of an error of the packages conf and attachment. No other code chooses one for these
-// errors. An error of this package, such as a missing prevResult, has its code already.
+// cniError chooses the CNI code of an error of the packages conf, attachment and ipam. Only this function chooses the
+// codes of these errors. An error of this package, such as a missing prevResult, has its code already.
 //
 //   - 2, 3, 4, 6 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.

@@ -342,7 +342,7 @@ func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }
 
-// fragment returns the piece as a fragment with further ones to come. The offset is in units of eight bytes.
+// fragment returns the piece as a fragment that isn't the packet's last. The offset is in units of eight bytes.
 func fragment(offset uint16, p piece) piece {
 	h := []byte{p.next, 0, 0, 0, 0, 0, 0, 7}
 	binary.BigEndian.PutUint16(h[2:], offset<<3|1)

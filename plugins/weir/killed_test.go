@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// kills is larger for a longer run: go test ./plugins/weir -run TestKilled -kills 1000 -v
+// For a longer run: go test ./plugins/weir -run TestKilled -kills 1000 -v
 var kills = flag.Int("kills", 60, "how often TestKilled… kill the plugin")
 
 // killer calls the plugin, and kills most calls at a random moment.

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAConnectionThatIsOver: if a policy forbids a connection that is already closed, the agent deletes its conntrack
-// entry. Otherwise a new SYN from the same port could count as part of the old connection.
+// TestAConnectionThatIsOver: if a policy denies a connection that has already ended, the agent deletes the connection's
+// conntrack entry. Otherwise a new SYN from the same port could count as part of the old connection.
 func TestAConnectionThatIsOver(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -47,7 +47,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 		}},
 	} {
 		port := 40_000 + i
-		// If dial gave up too early, the next connection that the server accepts might be the one that dial gave up.
+		// The time within must be long enough: if dial gives up, the server may later accept the abandoned connection.
 		dial := func(within time.Duration) (conn net.Conn, err error) {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: within, Control: reuseAddress}
 			nodetest.In(t, client.Netns, func() error {

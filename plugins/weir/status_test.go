@@ -68,7 +68,7 @@ func TestStatus(t *testing.T) {
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 }
 
-// beatAgo makes the heartbeat this old.
+// beatAgo writes a heartbeat that is as old as the time ago.
 func beatAgo(t *testing.T, ago time.Duration) {
 	t.Helper()
 	var now unix.Timespec

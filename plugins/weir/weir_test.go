@@ -465,7 +465,7 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// TestNewPodsSendAtOnce: what a pod sends right after its ADD arrives.
+// TestNewPodsSendAtOnce: packets that a pod sends right after its ADD reach their destination.
 func TestNewPodsSendAtOnce(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

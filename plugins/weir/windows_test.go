@@ -216,8 +216,7 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 }
 
 // TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, the
-// second pod can't continue the first one's connections, and may not open the connections that the first one could
-// open.
+// second pod can't continue connections of the first pod, or open connections that only the first pod could open.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -491,7 +490,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// A new port may drop the first SYN on a busy machine. The client then sends a second one.
+	// On a busy machine, a new port may drop the first SYN. The client then sends another SYN.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err
