@@ -10,7 +10,7 @@ import (
 // MAC (CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
-	IPs                  []netip.Addr // CNI_ARGS has them with commas between them
+	IPs                  []netip.Addr // separated by commas in CNI_ARGS
 	MAC                  net.HardwareAddr
 }
 

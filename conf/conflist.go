@@ -63,9 +63,9 @@ func typeOf(plugin json.RawMessage) string {
 	return p.Type
 }
 
-// WithAppended adds the plugins that other programs have appended to the list have to the list want, and returns the
-// new list. want is a result of Conflist. Istio's and Linkerd's agents, for instance, append plugins of their own. If
-// the new list means the same as have, WithAppended returns have.
+// WithAppended returns the list want with plugins from the list have: those that other programs, such as Istio's and
+// Linkerd's agents, have appended. want is a result of Conflist. If the new list means the same as have, WithAppended
+// returns have.
 func WithAppended(want, have []byte) ([]byte, error) {
 	if added := appended(have); len(added) > 0 {
 		var list map[string]json.RawMessage

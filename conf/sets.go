@@ -22,8 +22,9 @@ const (
 	// replace the class sets if the kernel can look numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
-	// SelfSet and ErrorsSet have pairs: each address of PodsSet with itself. Only nftables needs them, because it can't
-	// compare two addresses of a packet with each other.
+	// SelfSet and ErrorsSet have pairs: each address of PodsSet with itself. A packet matches SelfSet if its source is
+	// also its destination. An ICMP error matches ErrorsSet if its source is the destination of the packet inside. Only
+	// nftables needs these sets, because it can't compare two addresses of a packet with each other.
 	SelfSet   = ownSet + "self"
 	ErrorsSet = ownSet + "errors"
 	// TrialSet is made and destroyed again, to find out which kinds of sets the kernel supports.
@@ -63,7 +64,7 @@ const (
 	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
 	CutChain       = ownChain + "CUT"       // packets of cut connections
 	MidstreamChain = ownChain + "MIDSTREAM" // packets of TCP connections that connection tracking doesn't know
-	NoPodChain     = ownChain + "NO-POD"    // packets from or to the bridge whose source or destination is no pod
+	NoPodChain     = ownChain + "NO-POD"    // packets from weir0 but from no pod, or to weir0 but to no pod
 	ForgedChain    = ownChain + "FORGED"    // packets that come by a pod's link, but not from the pod's addresses
 	LoopbackChain  = ownChain + "LOOPBACK"  // packets to the node's loopback addresses
 
