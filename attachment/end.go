@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being ended, and what is done already.
+// ending is an attachment that is being ended. It records which steps are done.
 type ending struct {
 	id        string
 	record    *endpoint.Endpoint
@@ -95,12 +95,13 @@ func (n Node) begin(x *ending) error {
 	return n.unplug(x)
 }
 
-// unplug deletes the link. If no other process can release the addresses meanwhile, unplug also deletes their neighbour
-// entries. If no other attachment is ending, unplug takes the sender out of the guard too, and, under the same
-// condition, the addresses out of the sets. If others are ending, detachAll does this for all of them together.
+// unplug deletes the link. If no other attachment is ending, unplug also takes the sender out of the guard, and the
+// addresses out of the sets. Otherwise detachAll does this later, for all ending attachments together. unplug also
+// deletes the addresses' neighbour entries. If another process may release the addresses meanwhile, unplug leaves the
+// sets and the neighbour entries alone.
 //
 // The addresses may leave the sets before the link is deleted: on weir0, the rules drop a connection's first packet if
-// it is from or to an address in no set.
+// its source or destination is in no set.
 func (n Node) unplug(x *ending) (err error) {
 	own := x.record.Addresses
 	for _, a := range x.record.Addresses {

@@ -73,10 +73,10 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 // isOver reports whether the attachment is over although no runtime has deleted it. It returns true in two
 // cases:
 //
-//   - A process has begun to delete the attachment, and has exited before it was done.
-//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the
-//     pod's namespace. If the record is broken, another plugin may have made the interface. Then weir0 must also have
-//     a neighbour entry for one of the addresses: weir makes such entries only for its own links.
+//   - A process has begun to end the attachment, and has exited before the end was complete.
+//   - No process is making the attachment, and the attachment's link on the node is gone: the kernel deletes the link
+//     with the pod's namespace. If the record is broken, another plugin may have made the interface. So weir0 must
+//     also have a neighbour entry for one of the addresses: weir makes such entries only for its own links.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {

@@ -113,14 +113,14 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 // still.
 const lostWithin = time.Second
 
-// DenyLost finds the addresses in the backends' sets of pods that no readable record has, or only the record of an
-// attachment that is ending. It puts them into the sets of all pods of each backend that may be in use. The agent calls
-// DenyLost before it removes a backend's sets: the agent's ruleset has no such address, so only these sets keep a pod
-// behind another plugin closed until its link is down.
+// DenyLost finds lost addresses: addresses in the backends' sets of pods that are in no readable record, or only in the
+// record of an attachment that is ending. It puts them into the sets of all pods of each backend that may be in use.
+// The agent calls DenyLost before it removes a backend's sets. The agent's ruleset has no lost addresses, so only these
+// sets keep a pod behind another plugin closed until the pod's link is down.
 //
-// DenyLost takes the node's lock, so no address ends and goes to another pod meanwhile. If another process has the lock
-// for lostWithin, DenyLost returns an error, and the caller tries again later. When an attachment ends, the end takes
-// the address out of the sets again. Evict removes the addresses of pods without records.
+// DenyLost takes the node's lock, so no address is released and assigned to another pod meanwhile. If another process
+// has the lock for lostWithin, DenyLost returns an error, and the caller tries again later. The end of an attachment
+// takes the attachment's addresses out of the sets again. Evict removes the addresses of pods without records.
 func (n Node) DenyLost() error {
 	unlock, err := endpoint.LockWithin(lostWithin)
 	if err != nil {

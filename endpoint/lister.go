@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Lister lists the records and remembers them. It reads a file again only if the file has changed, or if the last
-// change was less than a second old (settled) when the file was read. The zero value has read nothing. A Lister isn't
-// safe for concurrent use.
+// Lister lists the records and remembers them. It reads a file again if the file has changed, if the record is broken,
+// or if the last change was less than a second old (settled) when the file was read. The zero value has read nothing. A
+// Lister isn't safe for concurrent use.
 type Lister struct {
 	last map[string]listed // the records of the last List, by ID
 	all  []Endpoint        // the last result of List

@@ -178,16 +178,17 @@ func AssignExternal(id string, addr netip.Addr) error {
 	return assign(h, id, addr)
 }
 
-// CheckExternal returns an *AssignedError if AssignExternal can't assign the address, because two pods would have it:
-// weir gave it to another attachment, or that attachment's record can't be read. The caller must have endpoint.Lock.
+// CheckExternal returns an *AssignedError if AssignExternal would refuse the address. AssignExternal refuses an address
+// that is assigned to another attachment, if weir chose the address for that attachment, or if that attachment's record
+// can't be read: otherwise two pods could have the address. The caller must have endpoint.Lock.
 func CheckExternal(id string, addr netip.Addr) error {
 	_, err := replaceable(id, addr)
 	return err
 }
 
-// replaceable returns the attachment to which the address is assigned, or "". If that attachment isn't id, then id may
-// replace it: that attachment has no record, or is ending. Or another plugin gave it the address, and weir has missed
-// its DEL.
+// replaceable returns the ID of the attachment to which the address is assigned, or "". It returns an *AssignedError if
+// the attachment id may not replace that attachment. id may replace an attachment that has no record or is ending, and
+// one that got the address from another plugin: weir has then missed its DEL.
 func replaceable(id string, addr netip.Addr) (owner string, err error) {
 	owner, err = AssignedTo(addr)
 	if err != nil || owner == "" || owner == id {

@@ -194,8 +194,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere: if the process is killed in the middle of Assign or Release, the address still counts as
-// assigned. Once released, it can be assigned again.
+// TestKilledAnywhere: if the process is killed after it has changed only the link or only the bit of an address, the
+// address counts as assigned. After Release, the address can be assigned again.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
