@@ -7,7 +7,7 @@
 // Invariants:
 //   - A written file is reported when its writer closes it.
 //   - If the kernel drops events, Change.Lost is true. If the directory is gone, Next returns ErrGone.
-//   - ReadFile never waits. It reads no file that a process has open for writing, unless the filesystem has no leases.
+//   - ReadFile never waits. On filesystems with leases, it reads no file that a process has open for writing.
 package dirwatch
 
 import "errors"

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Watcher lets programs that watch no directory be built on systems without inotify.
+// Watcher has no function here: programs that don't watch directories still link this type.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.

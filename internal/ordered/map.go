@@ -160,7 +160,7 @@ func (m Map[K, V]) Equal(o Map[K, V]) bool {
 type Change[K, V any] struct {
 	Key      K
 	Was, Now V
-	Had, Has bool // true if the old map and the new map, respectively, have the key
+	Had, Has bool // Had is true if the old map has the key, and Has if the new map has it
 }
 
 // Diff yields the changes from the map m to the map now, sorted by key. It skips parts that the maps share.

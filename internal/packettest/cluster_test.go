@@ -57,7 +57,7 @@ func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	return all
 }
 
-// want sends all packets. Those in the slice pass must arrive, and those in the slice closed must not.
+// want sends all packets. Packets in the slice pass must arrive, and packets in the slice closed must not.
 func (n *Node) want(what string, pass, closed []verdict.Packet) {
 	n.Helper()
 	packets := append(append([]verdict.Packet{}, pass...), closed...)

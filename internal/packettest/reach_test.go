@@ -107,7 +107,7 @@ type where int
 const (
 	inWorld where = iota
 	attachedHere
-	elsewhere // an address of pods, but of no pod on this node, so this node doesn't check the pod's policies
+	elsewhere // an address in a podCIDR, or of a pod on another node: this node checks no policies of this pod
 )
 
 func places(s policy.State) func(netip.Addr) where {
