@@ -147,7 +147,8 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs removes the client from all sets. explain must then exit with code 4, until a resync has repaired the sets.
+// differs removes the client from weir's sets. explain must then exit with code 4, until a resync has repaired the
+// sets.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	n.Eventually("explain tells that the client isn't in weir's sets", func() error {

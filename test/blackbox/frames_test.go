@@ -95,7 +95,7 @@ func (m *mailbox) awaited(t *testing.T) []string {
 	return append([]string{string(buf[:k])}, m.heard(t, silence)...)
 }
 
-// TestFramesToLinkLocalMACs: a frame to a link-local MAC with a forged sender reaches no service of the node.
+// TestFramesToLinkLocalMACs: a frame with a forged sender to a link-local MAC reaches no service of the node.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -104,7 +104,7 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent: a frame to a link-local MAC with a forged sender reaches no service of the
+// TestFramesToLinkLocalMACsWithoutAnAgent: a frame with a forged sender to a link-local MAC reaches no service of the
 // node, even if no agent has ever run.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -19,7 +19,7 @@ func podSet() (string, error) {
 	return nodetest.Try("ipset", "list", nodetest.PodSet)
 }
 
-// takeOut removes an IPv4 address from all of weir's sets.
+// takeOut removes an IPv4 address from weir's sets: from all ipsets, or from the nftables sets below.
 func takeOut(t testing.TB, address string) {
 	t.Helper()
 	sets := []string{nodetest.PodSet, "weir-self", "weir-errors", "weir-in", "weir-eg"}

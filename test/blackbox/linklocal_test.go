@@ -18,7 +18,7 @@ import (
 )
 
 // TestLinkLocalBehindBridge: pods on another plugin's bridge don't reach each other, or the node, by link-local
-// addresses. Policies apply to pods' other addresses only.
+// addresses. An open pod still reaches its gateway.
 func TestLinkLocalBehindBridge(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -36,8 +36,8 @@ func TestLinkLocalBehindBridge(t *testing.T) {
 	reachesNone(t, server.Netns, toNode)
 }
 
-// TestLinkLocalOfStrangers: an unknown host on another plugin's bridge reaches no pod by the pod's link-local address,
-// and no pod reaches the host. They find each other by neighbour discovery. Policies apply to their other addresses.
+// TestLinkLocalOfStrangers: an unknown host and pods on another plugin's bridge don't reach each other by link-local
+// addresses. Neighbour discovery between them works. Policies apply to their other addresses.
 func TestLinkLocalOfStrangers(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -136,8 +136,8 @@ func linkLocalOfTheNode(t *testing.T, n *nodetest.Node) {
 	}
 }
 
-// TestLinkLocalOfClosedPods: link-local addresses of a pod that started without an agent, and of a pod with a damaged
-// record, reach nothing.
+// TestLinkLocalOfClosedPods: by link-local addresses, a pod reaches neither the node nor an unknown host, and the host
+// doesn't reach the pod. This holds if the pod started without an agent, and if its record is damaged.
 func TestLinkLocalOfClosedPods(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return

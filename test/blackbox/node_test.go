@@ -352,8 +352,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: the agent also repairs the guard if another program has changed rules, but kept names
-// and comments.
+// TestGuardThatLooksLikeItself: the agent also repairs the guard if another program has changed a hook, a verdict or a
+// set's type, but no names.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

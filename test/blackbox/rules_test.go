@@ -386,7 +386,8 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's global IPv6 address.
+// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's global IPv6 address. Unique local addresses
+// (fc00::/7) and IPv4 addresses are masqueraded.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -34,7 +34,8 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: if the route to another node has several next hops, pods get the smallest MTU of them.
+// TestMTUFollowsTheRoute: pods get the MTU of the route to the other node, less 50 bytes for the tunnel. If the route
+// has several next hops, the smallest MTU counts.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -46,7 +47,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Manifest("pods.yaml", labPods(2))
 	n := c.Nodes[0]
 	n.StartAgent()
-	conflistMTU(c, n, 1350) // the MTU of the default route, as long as there is no other node
+	conflistMTU(c, n, 1350) // by the default route, because there is no other node yet
 	c.Manifest("nodes.yaml", nodes)
 	conflistMTU(c, n, 1350)
 	c.Nodes[1].StartAgent()
@@ -181,8 +182,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: if a Node's network is outside of --cluster-cidr, weir makes no route to it, and the status names
-// it.
+// TestClusterCIDR: if a Node's network is outside of --cluster-cidr, weir makes no route to this network. The status
+// names the network.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
