@@ -2,16 +2,15 @@
 // then on a bridge with weir. A policy denies E all ingress and egress. E has CAP_NET_RAW, as container runtimes give
 // it by default.
 //
-// The run without weir is the control. It has the same bridge and veth pairs, but no guard, rules and sysctls. There,
-// each frame gets a class:
+// The run without weir is the control. It has the same bridge and veth pairs, but no guard and no rules, and of weir's
+// sysctls only those for forwarding. For each class of frames, the control counts three results:
 //
-//   - The frame is answered, if it makes E, another pod or the host outside receive a packet.
-//   - The frame reaches IP, if the node accepts or forwards it, or keeps it as a fragment.
-//   - Otherwise the kernel drops the frame even without weir.
+//   - A frame is answered if E, another pod or the host outside receives a packet because of it.
+//   - A frame reaches IP if the node accepts or forwards it, or keeps it as a fragment.
+//   - Any other frame is dropped by the kernel even without weir.
 //
-// With weir, a frame may enter the IP stack only if E has the right to send it, which means from E's own MAC and
-// address. Such a frame may be answered only if frame.allowed has a reason. No frame may change what the node or
-// another pod knows of other hosts.
+// With weir, a frame may enter the IP stack only if it has E's own MAC and address as the sender. Such a frame may be
+// answered only if frame.allowed has a reason. No frame may change what the node or another pod knows of other hosts.
 package hostile
 
 import (

@@ -35,7 +35,7 @@ type ClusterNode struct {
 
 const RouterNS = "/run/netns/router"
 
-// NewCluster makes a cluster with size nodes. A test may call it only after Isolated has returned true.
+// NewCluster makes a cluster with size nodes. A test may call it only after IsolatedWithWeir has returned true.
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
