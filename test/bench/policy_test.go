@@ -223,8 +223,9 @@ func (f *flows) turn() map[string][]float64 {
 	return took
 }
 
-// round makes four changes: a policy allows a flow, changes its port twice, and then allows nothing. A change of the
-// port allows one flow and denies another. round calls note for each flow that a change allows or denies.
+// round changes a policy four times. At first the policy allows a flow. Then its port changes twice, and each time it
+// allows another flow and denies the one before. At last it allows nothing. round calls note for each flow that a
+// change allows or denies.
 func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

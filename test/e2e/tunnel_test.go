@@ -12,7 +12,7 @@ import (
 )
 
 // TestFullSizePackets: packets as large as a pod's MTU reach pods on the same node, in the same subnet and in another
-// subnet, and are answered. They may not be fragmented.
+// subnet, and are answered. The packets may not be fragmented.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)

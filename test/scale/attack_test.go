@@ -13,7 +13,7 @@ import (
 )
 
 type attacked struct {
-	ADD, Deny           []float64 // of other tenants, before the attack
+	ADD, Deny           []float64 // of other tenants in ms, before the attack
 	ADDUnder, DenyUnder []float64
 	Memory              memory // at the end of the attack
 }

@@ -241,8 +241,8 @@ func thousands(n int) string {
 	return s
 }
 
-// marks is a command that writes a part of docs/benchmarks.md. Two lines with its name mark the begin and the end of
-// the part.
+// marks is a command that writes a part of docs/benchmarks.md. Two lines with the command mark the beginning and the
+// end of the part.
 type marks string
 
 const (

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// These are the names of the table's rows. A name for a latency is the beginning of the names of several rows.
+// These are the names of the table's rows. A name of the type latency is the beginning of several rows' names.
 const (
 	rowReady       = "start to ready, s"
 	rowAfterLists  = "lists have arrived to ready, s"

@@ -64,7 +64,7 @@ type Server struct {
 
 	limits limits
 
-	mu sync.Mutex // guards everything in resources
+	mu sync.Mutex // guards rv, and everything in resources
 	rv uint64
 }
 
