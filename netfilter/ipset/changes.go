@@ -29,11 +29,12 @@ type Change struct {
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }
 
-// batchSize is how many changes fit into a socket's buffer for sending (net.core.wmem_default).
+// batchSize limits the requests that are sent at once. More may not fit into a socket's send buffer of the usual size
+// (net.core.wmem_default).
 const batchSize = 256
 
-// Refused is a change that the kernel has refused, with the reason. A change of a missing set doesn't count as refused:
-// see ApplyEach.
+// Refused is a change that the kernel has refused, with the reason. If a set is missing, a change of this set doesn't
+// count as refused (see ApplyEach).
 type Refused struct {
 	Change
 	Err error
@@ -43,8 +44,8 @@ type Refused struct {
 // failures, such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
-	// The kernel sends an answer for each change that fails. A socket's buffer for receiving has room for about 200
-	// answers (net.core.rmem_default).
+	// The kernel sends one answer for each failed change. A socket's receive buffer of the usual size
+	// (net.core.rmem_default) has room for about 200 answers.
 	const answered = 64
 	for some := range slices.Chunk(changes, answered) {
 		var b batch.Batch
@@ -104,7 +105,7 @@ func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 			e := Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}
 			test := b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name)
 			test.MapError = func(err error) error {
-				// Here this error means that the address isn't in the set.
+				// As the answer to a test, IPSET_ERR_EXIST means that the address isn't in the set.
 				if err = mapError(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
 					delete(in, name)
 					return nil
@@ -129,9 +130,9 @@ func mapError(err error) error {
 	return err
 }
 
-// request returns the netlink request for a command on one entry. The netlink library's own requests can't be used for
-// bitmap:port sets: they contain a protocol, which such sets refuse since Linux 5.2. And they take many times the
-// memory, because each attribute is an object.
+// request returns the netlink request for a command on one entry. It doesn't use the requests of the netlink library,
+// for two reasons. The library's requests contain a protocol, which bitmap:port sets refuse since Linux 5.2. And they
+// take many times the memory, because each attribute is an object.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	body := make([]byte, 0, 128)
 	body = append(body, unix.AF_UNSPEC, nl.NFNETLINK_V0, 0, 0)

@@ -18,7 +18,8 @@ type Question struct {
 	Entry
 }
 
-// Contains answers the questions in order, with few system calls. missing has the sets that don't exist.
+// Contains answers the questions in order, with few system calls. missing has the sets that don't exist. For a missing
+// set, the answer is false.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
 func Contains(questions []Question) (contains []bool, missing map[string]bool, err error) {

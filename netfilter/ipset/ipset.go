@@ -26,7 +26,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// These are types of sets (ipset(8)).
+// The types of sets that weir uses (ipset(8)).
 const (
 	HashIP     = "hash:ip"
 	HashNet    = "hash:net"
@@ -36,8 +36,8 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions has the revision of each type of set in Linux 3.14, the first kernel with everything that weir needs. With
-// older revisions, the ipset command prints no comments.
+// revisions has the revision of each type of set. The revisions are those of Linux 3.14, the first kernel with
+// everything that weir needs. For sets of older revisions, the ipset command prints no comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // markRevision is the first revision of hash:ip in which entries can have marks (Linux 3.19).
@@ -46,12 +46,13 @@ const markRevision = 4
 // ErrNotExist means that there is no set of this name.
 var ErrNotExist = errors.New("no such ipset")
 
-// Entry is an entry of a set, with a comment. The type of the set decides which other fields are used:
+// Entry is an entry of a set. The set's type decides which fields are used:
 //
 //   - hash:ip and hash:net: Prefix
 //   - hash:ip,port: Prefix, Proto (tcp, udp or sctp) and Port
 //   - hash:net,iface: Prefix and Link
 //   - bitmap:port: Port
+//   - any type except bitmap:port: also Comment
 //   - a set with marks: also Mark
 type Entry struct {
 	Prefix  netip.Prefix
@@ -62,7 +63,8 @@ type Entry struct {
 	Comment string
 }
 
-// Mark is what a rule with the target SET writes into the mark of a packet: it writes Value into the bits of Mask.
+// Mark is the mark of an entry. A rule with the target SET looks an entry up, and writes Value into the bits Mask of
+// the packet's mark.
 type Mark struct{ Value, Mask uint32 }
 
 func (e Entry) String() string {
@@ -81,8 +83,8 @@ func (e Entry) String() string {
 type Set struct {
 	Header
 	Comments bool // true if the set has room for comments
-	// Print is a hash of all that the kernel lists of the set. If two lists that one Handle has read have the same hash,
-	// they are equal.
+	// Print is a hash of the kernel's list of the set. Only hashes of the same Handle can be compared: if they are
+	// equal, so are the lists.
 	Print   uint64
 	Entries []Entry
 }
@@ -142,7 +144,7 @@ func (h *Handle) Create(s Header) error {
 	if s.Marks {
 		options.Revision, options.Skbinfo = max(options.Revision, markRevision), true
 	}
-	if s.Type == BitmapPort { // both families use it; without comments it takes 8 KB instead of 512 KB
+	if s.Type == BitmapPort { // no comments: with comments, the set would take 512 KB instead of 8 KB
 		options.PortTo = 65535
 	} else {
 		options.Comments, options.MaxElements = true, conf.MaxSetEntries
@@ -214,8 +216,8 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge deletes the addresses from all of weir's sets that contain pods. It doesn't change sets of networks and of
-// ports.
+// Purge deletes the addresses from all of weir's sets that may have entries of pods. It changes no sets of networks,
+// and no sets of port numbers.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {

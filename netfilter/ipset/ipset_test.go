@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// open returns a handle, and a function that ends the test if it is given an error.
+// open returns a handle, and the function must. If must gets an error, it ends the test.
 func open(t *testing.T) (h *Handle, must func(error)) {
 	t.Helper()
 	must = func(err error) {

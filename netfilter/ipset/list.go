@@ -27,8 +27,8 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Print returns the value that List has in Set.Print, in a small part of List's time. If there is no such set, the
-// error is ErrNotExist.
+// Print returns the hash that List returns in Set.Print. It takes a small part of List's time, because it doesn't parse
+// the entries. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME | sha256sum
 func (h *Handle) Print(name string) (uint64, error) {
@@ -48,16 +48,16 @@ func (h *Handle) newHash() *maphash.Hash {
 	return &hash
 }
 
-// addTo adds an attribute of a message to the hash. The kernel divides one list into messages in different ways, so the
-// hash leaves out the attributes that each message repeats.
+// addTo adds an attribute of a message to the hash. It leaves out the attributes that each message repeats, because the
+// kernel may divide the same list into another number of messages.
 func addTo(hash *maphash.Hash, kind uint16, value []byte) {
 	if kind != nl.IPSET_ATTR_PROTOCOL && kind != nl.IPSET_ATTR_SETNAME {
 		_, _ = hash.Write(value)
 	}
 }
 
-// Each reads the set, and passes every entry to the function each instead of storing it in Set.Entries. The comment is
-// valid until that function returns. If the function returns false, Each ends without an error, and Set.Print covers
+// Each reads the set, and passes every entry to the function each. Set.Entries stays empty. An entry's comment is valid
+// until the function each returns. If this function returns false, Each ends without an error, and Set.Print covers
 // only a part of the list. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME
@@ -159,7 +159,7 @@ func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) 
 	switch {
 	case bits > 0:
 	case setType == HashNetIface && addr.IsUnspecified():
-		// For the network /0, the kernel sends the length 0, or no length.
+		// For the network /0, the kernel sends the prefix length 0, or no prefix length.
 		bits = 0
 	default: // a single address
 		bits = addr.BitLen()

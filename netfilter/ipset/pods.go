@@ -11,7 +11,7 @@ import (
 // PodSets implements attachment.PodSets with ipsets.
 type PodSets struct{}
 
-// Name returns the name of the set of all pods of the address's family. It is meant for messages.
+// Name returns the name of the set of all pods of the address's family, for messages.
 func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
@@ -78,8 +78,8 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// PurgeEarly does nothing. With nftables it saves a wait for the kernel (see nftnl.PodSets), and Purge of ipsets has no
-// such wait.
+// PurgeEarly does nothing, because Purge never waits for the kernel. With nftables, Purge may wait, and PurgeEarly
+// avoids this (see nftnl.PodSets).
 func (PodSets) PurgeEarly(...netip.Addr) (later func()) { return func() {} }
 
 // Contains reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
@@ -102,8 +102,8 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error for each address that is missing in the set of all pods, that is in no class for ingress, or
-// that is in no class for egress.
+// Check returns errors for the addresses that are missing in the set of all pods, that are in no class for ingress, or
+// that are in no class for egress.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -138,7 +138,7 @@ func inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (bool, error)
 		if s.Family != conf.FamilyOf(addr) || conf.KindOfSet(s.Name) != kind {
 			continue
 		}
-		// ErrNotExist means that the set was deleted after it was listed, so the address isn't in it.
+		// ErrNotExist means that the set was deleted after the headers were read. So the address isn't in the set.
 		if in, err := Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
 			return in, err
 		}
@@ -165,7 +165,7 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 			continue
 		}
 		set, err := h.List(s.Name)
-		if errors.Is(err, ErrNotExist) { // the set was deleted after it was listed
+		if errors.Is(err, ErrNotExist) { // the set was deleted after the headers were read
 			continue
 		}
 		if err != nil {
