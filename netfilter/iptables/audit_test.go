@@ -20,7 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAuditingDropsNothing: while an audited policy is added, changed or deleted, no step of the change drops a packet.
+// TestAuditingDropsNothing: an audited policy is added, changed and deleted. No step of these changes drops a packet
+// that passes without the policy.
 func TestAuditingDropsNothing(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) < 3; seed++ {
@@ -93,8 +94,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If the rule that logs
-// is missing, the chain counts as damaged.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a class's rule that
+// logs would-drops is missing, the chain is incomplete, and KeepClosed closes the family.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

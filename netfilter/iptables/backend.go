@@ -9,8 +9,8 @@ import (
 // Tool returns the flavour of iptables that the node uses. It returns "" until the flavour is known.
 func (d *Driver) Tool() string { return string(d.Flavour) }
 
-// TellsOfChanges reports whether Watch hears of every change of rules. It is false with iptables-legacy, because the
-// kernel doesn't report changes of legacy tables.
+// TellsOfChanges reports whether Watch hears of every change of rules. The result is false with iptables-legacy,
+// because the kernel doesn't report changes of legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
 // Watch calls the function heard for every generation (change number) of nf_tables until ctx ends. concerned is true if
@@ -27,5 +27,6 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
-// Knows reports whether the driver already knows the change with this generation (nftnl.KnownChanges).
+// Knows reports whether the driver has made the change with this generation, or has read the tables since (see
+// nftnl.KnownChanges).
 func (d *Driver) Knows(generation uint32) bool { return d.known.Has(generation) }

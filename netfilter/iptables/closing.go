@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// KeepClosed protects the pods until a ruleset can be compiled. If a family's chains in the kernel are complete, it
-// only makes sure that the jumps to them are first. To families with incomplete chains, it applies closed, a ruleset
-// without classes. It returns the families with incomplete chains.
+// KeepClosed protects the pods until a ruleset can be compiled. If a family's chains in the kernel are complete,
+// KeepClosed only makes sure that the jumps to these chains are first. In a family with incomplete chains, it applies
+// the ruleset closed, which has no classes. It returns the families with incomplete chains.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if err := d.detect(ctx); err != nil {
 		return nil, err
@@ -28,8 +28,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell [
 	return fell, err
 }
 
-// Stands reports whether the chains that drop packets are complete in the kernel, for the families of the ruleset. It
-// ignores whether the jumps to these chains exist.
+// Stands reports whether the kernel's chains that drop packets are complete, in each family of the ruleset. The jumps
+// to these chains may be missing.
 func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -46,8 +46,7 @@ func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, erro
 }
 
 // PutFirst puts the jumps to weir's chains first in the built-in chains of the table mangle. It works even if the table
-// can't be read. It does nothing while the flavour is unknown, and nothing in a family whose chains are known to be
-// incomplete.
+// can't be read. It does nothing while the flavour is unknown. It changes nothing in a family with incomplete chains.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -100,7 +99,7 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 		}
 	}
 	if err := d.changeRules(ctx, p); err != nil {
-		for _, b := range p.blind { // it isn't known whether the chains are complete
+		for _, b := range p.blind { // these tables can't be read, so their chains may be incomplete
 			fell = append(fell, b.family)
 		}
 		return fell, err
@@ -119,10 +118,11 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 	return fell, nil
 }
 
-// closings returns lists of rules, to be tried in order. Each list drops all packets of pods. The last list works even
-// if the kernel refuses sets. If there are two lists, the first one also drops packets of pods that only the set of all
-// pods has. The first list is left out if this set is missing, or if another program has made it: while weir's rules
-// used a foreign set, the agent could not replace it.
+// closings returns one or two lists of rules that drop the packets of pods. The caller tries the lists in order. The
+// last list needs no sets: it drops packets by the link weir0, and by the addresses of chained pods. So it works even
+// if the kernel refuses sets. The first list also drops the packets of all addresses in the set of all pods. It is left
+// out if this set is missing, or if another program has made the set: while weir's rules used such a set, the agent
+// could not replace it.
 func closings(f conf.Family, have state, want *lowered) [][]string {
 	pods, chained := f.Set(conf.PodsSet), ruleset.Entries{}
 	for _, s := range want.sets {
@@ -147,7 +147,7 @@ func closings(f conf.Family, have state, want *lowered) [][]string {
 // family, also those of established connections.
 //
 // The drops are equivalent to the following commands, and to the same commands with WEIR-INPUT and INPUT. ADDRESS is
-// the address of a pod behind another plugin. If the kernel refuses sets, the rules with the set are left out.
+// the address of a chained pod. If the kernel refuses sets, the two rules with --match-set are left out.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
@@ -160,7 +160,7 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 	var errs []error
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
-		if !want.has(f) || mangle.unknown != nil { // no rules are wanted, or PutFirst handles the table that can't be read
+		if !want.has(f) || mangle.unknown != nil { // no rules are wanted, or the table's rules are unknown
 			continue
 		}
 		attempts := [][]string{nil}

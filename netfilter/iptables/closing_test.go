@@ -12,8 +12,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys the set of all pods,
-// while the kernel refuses one of weir's sets. Then no packet of a pod passes, whoever made the pod's link.
+// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys the set of all pods. At
+// the same time, the kernel refuses one of weir's sets. Then no packet of a pod passes, also if another plugin made the
+// pod's link.
 func TestClosesWithoutThePodsSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -32,7 +33,7 @@ func TestClosesWithoutThePodsSet(t *testing.T) {
 	} {
 		d := driver(t, NFT)
 		mustApply(t, d, want, netfilter.All)
-		// nf_tables frees deleted rules some time later, and until then their sets count as in use.
+		// nf_tables frees deleted rules only some time later. Until then, the sets of these rules count as in use.
 		nodetest.Run(t, "sh", "-ec", strings.ReplaceAll(`for t in mangle nat filter; do
 			for i in iptables ip6tables; do $i -t $t -F; done; done
 			destroy() { for i in $(seq 600); do

@@ -8,15 +8,17 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice is how long one Apply destroys unneeded sets, if it has nothing else to do. The rest waits for a later
-// Apply, unless there are more sets than mostLeft.
+// destroySlice limits the time in which one Apply destroys unneeded sets, if it has nothing else to do. A later Apply
+// destroys the remaining sets. If they are more than mostLeft allows, the Apply goes on.
 const destroySlice = 20 * time.Millisecond
 
-// mostLeft is how many unneeded sets, and entries in them, an Apply may leave. The kernel limits the number of sets.
+// mostLeft limits the unneeded sets that an Apply leaves, and the entries in them. The kernel limits the number of
+// sets.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
-// destroy destroys sets that no rule uses, and returns the sets that it leaves for a later Apply. On some kernels it
-// takes milliseconds to destroy one set. If busy is true, it leaves as many sets as mostLeft allows.
+// destroy destroys unneeded sets, and returns the sets that it leaves for a later Apply. On some kernels, destroying
+// one set takes milliseconds. If busy is true, the Apply also makes other changes, so destroy leaves as many sets as
+// mostLeft allows.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0
 	for _, name := range names {
@@ -27,7 +29,7 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 			return append(left, names[i:]...), nil
 		}
 		err := d.sets.Destroy(name)
-		// nf_tables frees a deleted rule only some time after the transaction. Until then, the set counts as in use.
+		// nf_tables frees a deleted rule only some time after the transaction. Until then, the rule's set counts as in use.
 		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
 			left = append(left, name)
 			continue
@@ -40,8 +42,8 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 	return left, nil
 }
 
-// destroyForeign destroys a set of another program that has the name of one of weir's sets. The kernel refuses this
-// while a rule uses the set.
+// destroyForeign destroys a set of another program that has the name of one of weir's sets. While a rule uses the set,
+// the kernel refuses to destroy it.
 //
 // Equivalent to: ipset destroy NAME
 func (d *Driver) destroyForeign(name string) error {

@@ -4,13 +4,12 @@
 // Invariants:
 //   - No step of a change allows a packet that both the old and the new state deny. Nothing is flushed first.
 //   - Applying a ruleset twice changes nothing.
-//   - Other programs' sets, chains and rules stay as they are, with two exceptions: the package replaces a set of
-//     another program that has the name of one of weir's, and a built-in chain at a wrong hook that has no rules of
-//     other programs.
+//   - Other programs' sets, chains and rules stay as they are, with two exceptions. The package replaces a set of
+//     another program that has the name of one of weir's sets. It also replaces a built-in chain that is at a wrong
+//     hook, if other programs have no rules in the chain.
 //   - The names of weir's sets and chains begin with weir- or WEIR-. In other chains, weir's rules jump to weir's
 //     chains or have weir's comment.
-//   - A table that can't be read is unknown. weir's rules are written to this table all the same, and the error says
-//     so.
+//   - If a table can't be read, weir's rules are written to this table all the same. The caller gets an UnknownError.
 package iptables
 
 import (
@@ -36,11 +35,11 @@ type Driver struct {
 	// settled is the last ruleset, if the kernel is known to have exactly this ruleset.
 	settled  *ruleset.Ruleset
 	left     []string
-	refresh  *refresh // a reading of the kernel's state that has begun, or nil
+	refresh  *refresh // the Refresh that has begun and isn't done, or nil
 	fresh    bool
 	pods     [len(conf.Families)]bool // see HasPods
 	lowering lowering
-	// support says for each family whether the node supports numbers of classes.
+	// support says for each family whether the kernel and iptables support numbers of classes.
 	support  [len(conf.Families)]support
 	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes
 	wanted   [len(conf.Families)]bool
@@ -49,11 +48,11 @@ type Driver struct {
 	// ahead has an iptables-restore process for each family. The process is started in advance, and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, and wait for release
-	// released has processes that may end. late has the errors of those that failed, until Apply reports them.
+	// released has processes that may end. If such a process fails, its error is in late until Apply reports it.
 	released []*restorer
 	late     []error
 	forward  LegacyForward
-	reader   *nftnl.Reader // stays open, because the kernel may wait when a netfilter socket is closed (nftnl.Sender)
+	reader   *nftnl.Reader // stays open: when a netfilter socket is closed, the kernel delays changes (nftnl.Sender)
 	// suspects are rules that the kernel has refused before. Before the driver uses them again, it tries them in a
 	// chain that no packet enters.
 	suspects map[ruleset.Refusal]bool
@@ -89,7 +88,7 @@ func (d *Driver) Close() {
 //
 //   - An UnknownError says that some tables can't be read. weir's rules were written to these tables all the same.
 //   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
-//   - After any other error, the next Apply continues.
+//   - After any other error, the next Apply tries again.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
@@ -108,8 +107,8 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return r, err
 }
 
-// apply changes only the sets and rules of families. If a family isn't among them, the kernel's state is unknown
-// afterwards.
+// apply changes only the sets and rules of the given families. If these are not all families, the driver treats the
+// whole state of the kernel as unknown afterwards.
 func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfilter.Verify, families []conf.Family) (
 	r netfilter.Result, err error,
 ) {
@@ -183,8 +182,8 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	return r, err
 }
 
-// changeRules carries out the plan's commands. In a table that can't be read, it first tries to delete weir's rules, so
-// that they don't exist twice.
+// changeRules carries out the plan's commands for iptables-restore. In a table that can't be read, it first tries to
+// delete weir's rules, because the commands would add them a second time.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -201,8 +200,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare creates the plan's new sets, and tries new rules that the kernel has refused before (suspects). For parts
-// that the kernel refuses, it returns a RefusedError.
+// prepare creates the plan's new sets. If the kernel has refused some of the new rules before (suspects), prepare tries
+// the new rules. It returns a RefusedError for the parts that the kernel refuses.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -256,8 +255,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, err
 }
 
-// restore carries out the commands of one family after the other, because the kernel lets only one process change its
-// tables at a time.
+// restore carries out the commands of the families one after the other, because the kernel lets only one process change
+// its tables at a time.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -300,9 +299,9 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. With iptables-legacy,
-// it also removes the rules of LegacyForward, which weir's jump in the same chain makes unnecessary. Call it only after
-// an Apply, so that weir's rules are always in force.
+// CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. On a node that uses
+// iptables-legacy, it also removes the rules of LegacyForward: weir's jump in the same chain makes these rules
+// unnecessary. The caller must call Apply first, so that weir's rules are always in force.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	err := d.Flavour.other().clean(ctx)
 	if d.Flavour == Legacy {

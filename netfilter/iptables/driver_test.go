@@ -41,8 +41,8 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
-// soon calls try until it returns nil, for a minute at most. A set counts as in use until nf_tables has freed the rules
-// that used it, which it does some time after they are deleted.
+// soon calls the function try until it returns nil, for a minute at most. Tests need this because nf_tables frees
+// deleted rules only some time later. Until then, the sets of these rules count as in use.
 func soon(t *testing.T, try func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
@@ -56,7 +56,7 @@ func soon(t *testing.T, try func() error) {
 	}
 }
 
-// mustRemove removes what the driver has made.
+// mustRemove calls Remove until no set counts as in use any more.
 func mustRemove(t *testing.T, d *Driver) {
 	t.Helper()
 	soon(t, func() error { return d.Remove(t.Context()) })
@@ -103,10 +103,10 @@ func testApply(t *testing.T, f Flavour) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // a random state instead of a change of the last
+			s = random() // a random state instead of a change of the last one
 		}
 	}
-	if len(kinds) != 9 { // five kinds of sets for each family, but sets of port numbers have no family
+	if len(kinds) != 9 { // four kinds of sets for each family, and sets of port numbers, which have no family
 		t.Errorf("the states don't need every type of set in each family: %v", kinds)
 	}
 	if came < 2 || went < 1 {
@@ -164,7 +164,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		mustApply(t, d, want, netfilter.All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
-			// The rule ACCEPT is another program's, so weir doesn't remove it, and the test must.
+			// weir doesn't remove rules of other programs, so the test must remove this rule.
 			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
 		}
 		if got := listing(t); got != golden {
@@ -317,7 +317,8 @@ func TestKnows(t *testing.T) {
 		t.Error("it doesn't know a change that it has read")
 	}
 
-	// This script also makes a change of another program, while the driver waits for its own change.
+	// This script replaces iptables-nft-restore. Before the driver hears that its change is done, the script also makes
+	// another program's change.
 	dir := t.TempDir()
 	script := "#!/bin/sh\nPATH=${PATH#*:}\niptables-nft-restore \"$@\" && iptables-nft -t mangle -F WEIR-INPUT\n"
 	if err := os.WriteFile(dir+"/iptables-nft-restore", []byte(script), 0o700); err != nil {
@@ -373,7 +374,7 @@ func TestKeepClosed(t *testing.T) {
 		"true": nil,
 		"iptables -t mangle -I FORWARD 1 -j ACCEPT": nil, // weir's rule is no longer first
 		"iptables -t mangle -F FORWARD":             nil,
-		// Other rules in a class's chain don't count: an older version may have made them.
+		// A chain with other rules than the wanted ones is complete: an older version of weir may have made the rules.
 		"iptables -t mangle -I " + class.Chain + " -j RETURN": nil,
 		"iptables -t mangle -F":                               v4,
 		"iptables -t mangle -F WEIR-FORWARD":                  v4,

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules. If a pod is added or
-// changed, no program runs at all. weave-npc ran a program for each change.
+// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules. To add or change a
+// pod, the driver runs no program. weave-npc ran a program for each change.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -26,7 +26,7 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	dir, calls := t.TempDir(), "/run/calls"
 	for _, program := range []string{"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ipset"} {
 		script := fmt.Sprintf("#!/bin/sh\necho %s >>%s\nPATH=${PATH#*:} exec %s \"$@\"\n", program, calls, program)
-		// The program is started in advance, so only a start with commands counts.
+		// The driver starts this program in advance. So the script counts only runs that get commands.
 		if program == "iptables-nft-restore" {
 			script = fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\necho %s >>%s\n{ printf '%%s\\n' \"$first\"; cat; } "+
 				"| PATH=${PATH#*:} %s \"$@\"\n",

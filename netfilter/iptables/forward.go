@@ -23,10 +23,10 @@ import (
 
 const forward = "FORWARD"
 
-// LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. While such
-// a chain drops packets by default, the rules accept pods' packets there. A chain drops packets by default if its
-// policy is DROP, or if a rule refuses everything. The rules come before the rule that refuses everything, or else at
-// the end. If the chain drops nothing by default, LegacyForward removes its rules. Only one goroutine may use it.
+// LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. Such a
+// chain drops packets by default if its policy is DROP, or if one of its rules refuses everything. Then LegacyForward
+// adds rules that accept the packets of pods: before the rule that refuses everything, or else at the end of the chain.
+// If a chain drops nothing by default, LegacyForward removes its own rules. Only one goroutine may use it.
 //
 // It never waits for the lock of xtables: if another program has the lock, a later Keep tries again.
 //
@@ -36,7 +36,7 @@ type LegacyForward struct {
 }
 
 type legacyForward struct {
-	known bool           // true if Keep needn't look at the chain before the next Forget
+	known bool           // true if Keep can skip the chain until the next Forget
 	rules []ruleset.Rule // the wanted rules
 	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
 	wrote bool           // true if Keep has changed weir's rules in the chain
@@ -52,8 +52,9 @@ const (
 )
 
 // Keep makes sure that the chain has the rules, if the chain drops packets by default. It does nothing if it knows that
-// the chain already is as it should be. repaired is true if rules that Keep had written before were missing. If Keep
-// fails, Notes has the reason. The chain may then drop pods' packets, but no packet passes that the policies deny.
+// the chain is already right. repaired is true if Keep must change the chain again for the same rules, because another
+// program has changed the chain. If Keep fails, Notes has the reason. The chain may then drop pods' packets, but no
+// packet passes that the policies deny.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
@@ -73,7 +74,8 @@ func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset
 	return repaired
 }
 
-// Forget makes the next Keep look at its table again. The kernel reports no changes of these tables.
+// Forget makes the next Keep look at its table again. The caller must call Forget from time to time, because the kernel
+// reports no changes of legacy tables.
 func (l *LegacyForward) Forget() {
 	for f := range l.chains {
 		l.chains[f].known = false
@@ -149,8 +151,8 @@ const xtablesLock = "/run/xtables.lock"
 
 var errLocked = fmt.Errorf("another program has locked %s (fuser -v %s names it)", xtablesLock, xtablesLock)
 
-// lockIsFree returns an error if another program has the lock of xtables. iptables-legacy-restore would wait for the
-// lock for at least a second.
+// lockIsFree returns an error if another program has the lock of xtables. Without this check, iptables-legacy-restore
+// would wait for the lock for at least a second.
 //
 // Equivalent to: flock --nonblock /run/xtables.lock true
 func lockIsFree() error {
@@ -169,8 +171,8 @@ func lockIsFree() error {
 	return err
 }
 
-// keepForward makes sure that iptables-legacy doesn't drop packets of these families that the rules in nf_tables
-// allow.
+// keepForward makes sure that the chain FORWARD of iptables-legacy accepts pods' packets of these families. Otherwise
+// this chain could drop packets that the rules in nf_tables allow.
 func (d *Driver) keepForward(ctx context.Context, r ruleset.Ruleset, families []conf.Family) (repaired bool) {
 	if d.Flavour != NFT {
 		return false
@@ -241,8 +243,9 @@ func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	return b.String()
 }
 
-// legacyProblem returns a problem as text if the chain FORWARD of iptables-legacy drops packets by default, and no rule
-// of the table names weir's bridge. It reads the table from the kernel, without a program.
+// legacyProblem returns a message if the chain FORWARD of iptables-legacy drops packets by default, and no rule of the
+// table names weir's bridge. It returns "" if the parameter pods is false: then the node has no pods whose packets the
+// chain could drop. It reads the table from the kernel, because the programs of iptables-legacy may be missing.
 func legacyProblem(f conf.Family, pods bool) (string, error) {
 	t, err := readLegacy(f, "filter")
 	if err != nil {
@@ -261,8 +264,8 @@ func legacyProblem(f conf.Family, pods bool) (string, error) {
 // legacyDrop is the number of the verdict DROP in x_tables: -NF_DROP - 1 (net/ipv4/netfilter/ip_tables.c).
 const legacyDrop = -1
 
-// refuses reports whether the built-in chain refuses all packets that its earlier rules don't accept: by its policy, or
-// by a rule without conditions. It doesn't follow jumps.
+// refuses reports whether the chain refuses every packet that none of its rules accepts. The chain's policy may refuse
+// these packets, or a rule without conditions. refuses doesn't follow jumps.
 func (t *legacyTable) refuses(hook int) (bool, error) {
 	for offset := t.Hooks[hook]; ; {
 		e, err := t.entry(offset)

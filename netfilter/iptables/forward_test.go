@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLegacyForward: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default. The
-// rules are at the right place.
+// TestLegacyForward: the chain FORWARD of iptables-legacy has weir's rules only while the chain drops packets by
+// default. The rules come before a rule that refuses everything.
 func TestLegacyForward(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -82,7 +82,7 @@ func TestLegacyForward(t *testing.T) {
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
 		}
-		accept(false, "-i weir0 own", "-o weir0 own") // the other backend keeps them too
+		accept(false, "-i weir0 own", "-o weir0 own") // the backend nftables keeps these rules too
 		d.Flavour = Legacy
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
@@ -93,14 +93,14 @@ func TestLegacyForward(t *testing.T) {
 	}
 }
 
-// rulesIn leaves out the comments of iptables-save, which have the time.
+// rulesIn leaves out iptables-save's comments, because they contain the time.
 func rulesIn(saved string) string {
 	return saved[strings.Index(saved, "*"):strings.LastIndex(saved, "#")]
 }
 
-// TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for it, and a note
-// names the lock. When the lock is free, Keep writes the rules. If the table hasn't changed since, Keep starts no
-// program.
+// TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for the lock, and a
+// note names the lock. When the lock is free, Keep writes the rules. While the table then stays the same, Keep starts
+// no program.
 func TestLegacyForwardNeverWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -124,7 +124,7 @@ func TestLegacyForwardNeverWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	took := keep()
-	for range 20 { // several tries, because other processes may hold up one
+	for range 20 { // the quickest of several tries counts, because other processes may slow one down
 		took = min(took, keep())
 	}
 	if took > legacyTime {

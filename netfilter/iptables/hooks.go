@@ -20,7 +20,8 @@ var hooks = map[string]map[string]nftnl.Hook{
 	"nat":    {"POSTROUTING": {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 100}},
 }
 
-// misplaced returns the table's built-in chains that are at a wrong hook. iptables doesn't show the hook.
+// misplaced returns the built-in chains of the table that are at a wrong hook. It asks nf_tables, because iptables
+// doesn't show the hook.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err error) {
@@ -52,8 +53,8 @@ func refuseOthers(r *nftnl.Reader, f conf.Family, name string, chains []string) 
 	return nil
 }
 
-// deleteChains deletes built-in chains. With the next rule for such a chain, iptables makes the chain again at the
-// right hook.
+// deleteChains deletes built-in chains. When the next rule is added to such a chain, iptables makes the chain again at
+// the right hook.
 //
 // Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
 func deleteChains(f conf.Family, name string, chains []string) error {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of the ruleset's sets the
-// packets could match. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset. It also returns which set entries for these packets the
+// kernel has. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
@@ -56,7 +56,7 @@ func (d *Driver) Inspect(
 }
 
 type inspected struct {
-	have state // tables with the rules that check packets, and sets with numbers of classes
+	have state // only the table mangle, and the sets of numbered pods
 	want *lowered
 }
 

@@ -17,8 +17,8 @@ import (
 func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
-// testInspect applies random rulesets. A ruleset with only the elements that Inspect returns must give the packets the
-// same verdicts.
+// testInspect applies random rulesets. The ruleset that Inspect returns has only entries for the packets. It must give
+// these packets the same verdicts as the applied ruleset.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -30,7 +30,7 @@ func testInspect(t *testing.T, f Flavour) {
 	var want ruleset.Ruleset
 	var packets []ruleset.Packet
 	for i := range 8 {
-		mustRemove(t, d) // also the sets with the last state's pods
+		mustRemove(t, d) // so that no set has pods of the last state
 		s := policytest.State(r)
 		s.Policies = append(s.Policies, policytest.Letting("ports", nil, nil, policytest.OddPorts(100)...))
 		if i == 1 {

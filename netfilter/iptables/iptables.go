@@ -17,10 +17,10 @@ import (
 )
 
 // Flavour is a variant of iptables: legacy has its rules in x_tables, and nft in nf_tables. The kernel checks packets
-// with the rules of both, so a node should use only one.
+// with the rules of both flavours, so a node should use only one.
 type Flavour string
 
-// The values are as in the names of the programs iptables-legacy and iptables-nft.
+// The values are parts of the programs' names: iptables-legacy and iptables-nft.
 const (
 	Legacy Flavour = "legacy"
 	NFT    Flavour = "nft"
@@ -35,7 +35,7 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// detect finds out the flavour, unless it is known.
+// detect finds out the flavour, if it isn't known yet.
 func (d *Driver) detect(ctx context.Context) (err error) {
 	if d.Flavour == "" {
 		d.Flavour, err = detectFlavour(ctx)
@@ -46,9 +46,9 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// detectFlavour returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with
-// more rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
-// iptables-restore is missing.
+// detectFlavour returns the flavour that the node uses. This is the flavour with chains of kubelet (KEP-3178). If
+// neither has such chains, it is the flavour with more rules of other programs. If both have equally many, it is NFT.
+// detectFlavour returns an error if rules can't be read, or if iptables-save or iptables-restore is missing.
 func detectFlavour(ctx context.Context) (Flavour, error) {
 	used, err := usedFlavour(ctx)
 	if err == nil {
@@ -84,8 +84,8 @@ func usedFlavour(ctx context.Context) (Flavour, error) {
 
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts the rules that other programs have in iptables-nft. hint is true if kubelet has chains there. It reads
-// from the kernel, because iptables-save can't print all rules.
+// usesNFT counts the rules that other programs have in iptables-nft. hint is true if kubelet has chains there. usesNFT
+// reads from the kernel, because iptables-nft-save can't print every rule.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
@@ -160,7 +160,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.WaitDelay = time.Second // how long to wait if a child process keeps the output open
+	cmd.WaitDelay = time.Second // limits the wait for a child process that keeps the output open
 	var out bytes.Buffer
 	var errOut output
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -204,7 +204,7 @@ func (f Flavour) hasOwn(family conf.Family, name string) (bool, error) {
 }
 
 // chains returns the names of the table's chains, or nil if there is no such table. It reads from the kernel, because
-// the programs of iptables may be missing, or may be unable to print some rules.
+// the programs of iptables may be missing, or may fail to print some rules.
 func (f Flavour) chains(family conf.Family, name string) (names []string, err error) {
 	if f == Legacy {
 		if there, err := legacyExists(family, name); err != nil || !there {

@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a model of the kernel in memory. It carries out plans, and checks first packets with its rules and sets.
+// model is a model of the kernel in memory. It carries out plans. It checks the first packets of connections with its
+// rules and sets.
 type model struct {
 	testing.TB
 	state
@@ -268,9 +269,9 @@ func (w *walk) matcher(option string, values []string) func(w *walk) bool {
 		return func(w *walk) bool { return w.inSet(value, values[1]) }
 	case "--ctstate":
 		return func(w *walk) bool { return value == "DNAT" && w.Translated }
-	case "--tcp-flags": // true, because a first packet of TCP has the flag SYN and no other
+	case "--tcp-flags": // the first packet of a TCP connection has the flag SYN and no other
 		return always(true)
-	case "--ctstatus": // the connection of a first packet isn't confirmed yet
+	case "--ctstatus": // the kernel confirms a connection when its first packet leaves the last hook
 		return always(value != "CONFIRMED")
 	case "--label", "--icmpv6-type":
 		return always(false)

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// kubeProxyChain is a chain that kube-proxy has in the table nat in its modes iptables and ipvs. In other modes,
-// kube-proxy deletes it. kubelet has no chain of this name.
+// kubeProxyChain is a chain of the table nat. kube-proxy has this chain in its modes iptables and ipvs, and deletes it
+// in other modes. kubelet has no chain of this name.
 const kubeProxyChain = "KUBE-SERVICES"
 
 // KubeProxy reports whether kube-proxy has chains in either flavour of iptables.
@@ -20,7 +20,7 @@ func KubeProxy() (bool, error) {
 	r := nftnl.NewReader()
 	defer r.Close()
 	for _, f := range conf.Families {
-		// This asks for one chain instead of a list, because kube-proxy may have tens of thousands of chains.
+		// A list of all chains would take too long, because kube-proxy may have tens of thousands of chains.
 		_, _, err := r.Hook(tableOf(f, "nat"), kubeProxyChain)
 		if err == nil {
 			return true, nil

@@ -14,7 +14,8 @@ import (
 )
 
 // Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
-// it returns a sentence with the kernel's error. If Lacks itself returns an error, that says nothing about the needs.
+// it returns a sentence with the kernel's error. If err isn't nil, the trial itself has failed, and weir's needs may
+// all be met.
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
@@ -23,7 +24,7 @@ func Lacks(ctx context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
 		for _, f := range families {
-			if len(all) == 0 { // one family is enough: both lack the same, and the search takes time
+			if len(all) == 0 { // usually both families lack the same, and each search takes time
 				all = lacksIn(ctx, flavour, f)
 			}
 		}
@@ -48,7 +49,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 		return lacks
 	}
 	err = d.once(ctx, f, trialCommands(t, numbers))
-	if err != nil && numbers { // weir can do without numbers of classes, and then uses class sets
+	if err != nil && numbers { // without numbers of classes, weir uses class sets
 		err = d.once(ctx, f, trialCommands(t, false))
 	}
 	if err != nil {
@@ -56,7 +57,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
-		return nil // the packets prove nothing, and the kernel has accepted all rules
+		return nil // the packets prove nothing, but the kernel has accepted all rules
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))
@@ -64,10 +65,11 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	return lacks
 }
 
-// searchTime limits the search for refused rules, because the starting agent waits for the search.
+// searchTime limits the search for refused rules, because the agent waits for the search when it starts.
 const searchTime = 3 * time.Second
 
-// refusedNeeds tries each rule alone. It returns a sentence for each rule that the kernel refuses.
+// refusedNeeds tries the trial's rules in groups, and returns a sentence for each rule that the kernel refuses. all is
+// the kernel's error for all rules together.
 func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (lacks []string) {
 	if err := d.try(ctx, t.Family, nil); err != nil { // the kernel refuses even a chain without rules
 		return []string{d.Flavour.program(t.Family) + "-restore: " + reason(err)}
@@ -75,7 +77,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	rules := slices.DeleteFunc(append(t.Examples(), unusedRules(t.Family)...), func(r ruleset.Rule) bool {
-		// This leaves out rules that lead to a chain, because tryCommands makes no other chain.
+		// Rules that lead to another chain are left out, because tryCommands doesn't make the other chain.
 		return r.Action == ruleset.Jump || r.Action == ruleset.GoTo
 	})
 	why := make([]error, len(rules))
@@ -101,7 +103,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		if why[i] == nil {
 			continue
 		}
-		if len(r.Ports) > 0 { // replaces the trial's ports, so that the message is always the same
+		if len(r.Ports) > 0 { // each trial has other ports, and the message should always be the same
 			r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}
 		}
 		words := fmt.Sprintf("%s rules like %s: %s", d.Flavour.program(t.Family),
@@ -123,7 +125,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 }
 
 func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
-	// A context of its own, so that the trial is removed even if the agent ends.
+	// The trial is removed even if ctx has ended, which happens when the agent ends.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), searchTime)
 	defer cancel()
 	d.removeTrial(ctx, t.Family)

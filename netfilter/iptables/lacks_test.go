@@ -112,7 +112,7 @@ func TestTriesReachTheKernel(t *testing.T) {
 	}
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		d := driver(t, flavour)
-		for rule, refused := range map[string]bool{"-j RETURN": false, "-j MASQUERADE": true} { // only nat masquerades
+		for rule, refused := range map[string]bool{"-j RETURN": false, "-j MASQUERADE": true} { // only nat allows it
 			err := d.once(t.Context(), conf.IPv4, tryCommands(checks, []string{rule}))
 			if (err != nil) != refused {
 				t.Errorf("%s %s: %v", flavour, rule, err)
@@ -124,8 +124,8 @@ func TestTriesReachTheKernel(t *testing.T) {
 	}
 }
 
-// TestLacksNothingAmongOthersRules: rules of an administrator disturb the packets of a trial. The trial must not
-// conclude that the node lacks something.
+// TestLacksNothingAmongOthersRules: an administrator's rules disturb the packets of a trial. lacksIn must not report a
+// need because of this.
 func TestLacksNothingAmongOthersRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -146,8 +146,8 @@ func TestLacksNothingAmongOthersRules(t *testing.T) {
 var exempt = []string{
 	"-m sctp --dport", // if refused, only policies with SCTP don't work
 	"-p sctp",
-	// Only pods behind another plugin's bridge need this match. To try it would load the module br_netfilter, which
-	// makes iptables' rules apply to all bridges of the node.
+	// Only pods behind another plugin's bridge need this match. A trial would load the module br_netfilter. With this
+	// module, iptables' rules apply to all bridges of the node.
 	"-m physdev --physdev-in",
 }
 
@@ -221,8 +221,8 @@ func featuresOf(rule string) (all []string) {
 	return all
 }
 
-// TestKilledTrial: an agent was killed during a trial on the node. Apply and the next trial both remove the remaining
-// chains, jumps and sets.
+// TestKilledTrial: an agent was killed during a trial in the node's own network namespace. Apply and the next trial
+// both remove the remaining chains, jumps and sets.
 func TestKilledTrial(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -244,7 +244,7 @@ func TestKilledTrial(t *testing.T) {
 			for _, f := range conf.Families {
 				begunTrial(t, d, f)
 			}
-			soon(t, func() error { // several times, because only an Apply that has nothing else to do destroys sets
+			soon(t, func() error { // several tries, because an Apply that also makes other changes destroys no sets
 				if remove(); trialIn(t) != "" {
 					return fmt.Errorf("%s of iptables-%s has left:\n%s", what, flavour, trialIn(t))
 				}

@@ -34,8 +34,8 @@ func legacyExists(f conf.Family, name string) (bool, error) {
 	return slices.Contains(strings.Fields(string(names)), name), nil
 }
 
-// legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form, which takes milliseconds
-// for 4,000 Services. iptables-save would take seconds.
+// legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form. With the rules of 4,000
+// Services, this takes milliseconds, and iptables-save would take seconds.
 func legacyPrint(family conf.Family, name string) (fingerprint, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
@@ -72,8 +72,9 @@ var legacyLayouts = [len(conf.Families)]legacyLayout{
 	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
 }
 
-// These are options of getsockopt for x_tables, with equal numbers for both families
-// (linux/netfilter_ipv4/ip_tables.h).
+// getInfo and getEntries are options of getsockopt for x_tables, with equal numbers for both families
+// (linux/netfilter_ipv4/ip_tables.h). sizeofGetEntries is the size of struct ipt_get_entries without the rules at its
+// end.
 const (
 	getInfo          = 64
 	getEntries       = 65
@@ -101,7 +102,8 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery is how often the table nat is read, even if its size and number of rules haven't changed.
+// natEvery limits the time between two readings of the table nat. The table is read even if its size and its number of
+// rules haven't changed.
 const natEvery = time.Minute
 
 type natSeen struct {
@@ -110,8 +112,8 @@ type natSeen struct {
 	when  time.Time
 }
 
-// same reports whether the table nat probably has the same rules as when it was last read. It compares only the size,
-// the number of rules and the built-in chains. It returns false if the last reading was natEvery ago.
+// same reports whether the table nat probably has the same rules as at the last reading. It compares only the size, the
+// number of rules and the built-in chains. If the last reading was natEvery ago, same returns false.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {
@@ -191,15 +193,15 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return attrs.Text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the next entry that the kernel compares: the following one, or the beginning of another
-// chain. ok is false if the entry ends in a verdict or has another target.
+// jumps returns the offset of the entry that the kernel compares next: the following entry, or the first one of another
+// chain. ok is false if the entry's target is a verdict (ACCEPT, DROP or RETURN) or an extension such as REJECT.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the fingerprint of the table's rules. If the parameter few is true, it covers only the chain
-// POSTROUTING and weir's own chains. For a jump, the fingerprint covers the name of the chain and not its offset,
+// print returns the fingerprint of the table's rules. If the parameter few is true, the fingerprint covers only the
+// chain POSTROUTING and weir's own chains. For a jump, it covers the other chain's name instead of the chain's offset,
 // because other programs' rules change the offsets.
 func (t *legacyTable) print(few bool) (fingerprint, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of their first entry

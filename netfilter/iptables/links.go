@@ -8,13 +8,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// linksEach is how many links a set may have for one network. Once a set has had 64 links for one network, the kernel
-// may accept no more links for it, even if others were deleted (AHASH_MAX_TUNED in
-// net/netfilter/ipset/ip_set_hash_gen.h). A change adds new links before it deletes old ones, so for a moment a set may
-// have twice linksEach.
+// linksEach limits the links that a set has for one network. Once a set has had 64 links for one network, the kernel
+// may refuse further links, even if earlier links were deleted (AHASH_MAX_TUNED in
+// net/netfilter/ipset/ip_set_hash_gen.h). A change adds new links before it deletes old ones, so a set may have twice
+// linksEach for a moment.
 const linksEach = 30
 
-// partsOf divides a set that has more links for one network than the kernel accepts. It returns other sets as they are.
+// partsOf divides a set that has more links for one network than linksEach. It returns any other set undivided.
 func partsOf(s ruleset.Set) []ruleset.Set {
 	if s.Kind != ruleset.AddressLinks || s.Entries.Len() <= linksEach {
 		return []ruleset.Set{s}
@@ -42,7 +42,7 @@ func partsOf(s ruleset.Set) []ruleset.Set {
 	return parts
 }
 
-// divided has the names of the parts of each divided set.
+// divided has the names of divided sets, each with the names of its parts.
 type divided map[string][]string
 
 func (d divided) add(s ruleset.Set, all []ruleset.Set) {
@@ -54,7 +54,7 @@ func (d divided) add(s ruleset.Set, all []ruleset.Set) {
 	}
 }
 
-// usedBy returns the number of parts that the rules look up.
+// usedBy returns how many parts of divided sets the rules look up.
 func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	if len(d) == 0 {
 		return 0
@@ -67,7 +67,7 @@ func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	return n
 }
 
-// rules returns the rules that take the place of r: they look up the parts of a divided set instead of the set. A rule
+// rules returns the rules that replace r. Where r looks up a divided set, they look up the parts of this set. A rule
 // has at most one divided set.
 func (d divided) rules(r ruleset.Rule) []ruleset.Rule {
 	i := slices.IndexFunc(r.Sets, func(m ruleset.SetMatch) bool { return len(d[m.Name]) > 0 })
@@ -82,7 +82,7 @@ func (d divided) rules(r ruleset.Rule) []ruleset.Rule {
 		one.Sets[i].Name = name
 		all, matches = append(all, one), append(matches, one.Sets[i])
 	}
-	if r.Sets[i].Not { // the link must be in none of the parts
+	if r.Sets[i].Not { // one rule for all parts, because no part may have the entry
 		r.Sets = slices.Replace(slices.Clone(r.Sets), i, i+1, matches...)
 		return []ruleset.Rule{r}
 	}

@@ -30,7 +30,7 @@ func routedPods(first, last int) (s policy.State) {
 	return s
 }
 
-// TestManyRoutedPods: a node can have more pods behind ptp than the kernel accepts links in one set, and any number of
+// TestManyRoutedPods: a node can have more pods behind ptp than the kernel accepts links in one set. Any number of
 // these pods may come or go at once.
 func TestManyRoutedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -46,8 +46,8 @@ func TestManyRoutedPods(t *testing.T) {
 	}
 }
 
-// TestNoStepLetsRoutedPodsForge: while pods behind ptp come and go, no packet passes under another address than that of
-// the pod at whose link it comes in. In the end the rules do what the ruleset means.
+// TestNoStepLetsRoutedPodsForge: pods behind ptp come and go. At no step can a pod send packets with the address of
+// another pod. After each change, each pod can send packets with its own address.
 func TestNoStepLetsRoutedPodsForge(t *testing.T) {
 	r, m, denied := rand.New(rand.NewPCG(1, 5)), newModel(t), 0
 	for round := range 6 {

@@ -16,10 +16,10 @@ type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
 	jumps  []jump
-	// whole has the names of sets that contain all addresses (/0). ipset needs two entries to express /0.
+	// whole has the names of the sets with the network /0. In an ipset, two entries take the place of this network.
 	whole   map[string]bool
 	numbers numbers
-	// classes has for each set of numbered pods the classes whose pods the set contains.
+	// classes has the classes by the name of the set that has their pods with numbers.
 	classes map[string][]class
 }
 
@@ -34,8 +34,9 @@ type chain struct {
 }
 
 // jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, the jump must be the first
-// rule of its chain. In filter FORWARD, first is false: there, the jump must be directly before the rules that refuse
-// all new connections (refusesAt), or the last rule if there are no such rules.
+// rule of the built-in chain. In filter FORWARD, it must be directly before the rules that refuse all new connections
+// (refusesAt). If there are no such rules, it must be the last rule there. In nat POSTROUTING, the jump's place doesn't
+// matter.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -70,7 +71,7 @@ type chainKey struct {
 	name   string
 }
 
-// lower lowers the ruleset to iptables' rules and ipsets, without numbers of classes.
+// lower lowers the ruleset to iptables rules and ipsets, without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
 // lower lowers the ruleset. In a family with numbers of classes, one set of numbered pods takes the place of all class
@@ -125,8 +126,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	return l
 }
 
-// addSet lowers the set s. It removes the sets whose names precede the name of s from the list last.sets, so the sets
-// must be added in the order of their names.
+// addSet lowers the set s. Sets must be added in the order of their names, because addSet removes all earlier names
+// from last.sets.
 func (l *lowered) addSet(m, last *lowering, s ruleset.Set) {
 	for len(last.sets) > 0 && last.sets[0].name < s.Name {
 		last.sets = last.sets[1:]
@@ -181,8 +182,7 @@ func lowerChain(
 	one := func(rule ruleset.Rule) (lines []string) {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
-			// The rule has no comment, because the kernel takes time to skip a comment, and nearly every packet meets
-			// the rule.
+			// Nearly every packet meets this rule, and the kernel takes time to skip a comment.
 			rule.Comment = ""
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"
@@ -250,7 +250,7 @@ type loweredSet struct {
 	whole    bool // true if the set contains all addresses, which ipset stores as two halves
 }
 
-// next returns the lowered form of a set. s is the lowered form of an earlier set of this name. If possible, next
+// next returns the lowered form of the set now. s is the lowered form of an earlier set of this name. If possible, next
 // lowers only the entries that have changed since. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	if s.name == now.Name && s.kind == now.Kind && s.from.Same(now.Entries) {
@@ -276,7 +276,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // the ruleset may also have this half itself: the comment that sorts first stays
+		default: // the set may have a half of /0 twice: the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}
@@ -300,7 +300,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise returns the ruleset's entries that correspond to refused entries of ipsets.
+// raise translates refusals of ipsets' entries into refusals of the ruleset's entries.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -315,8 +315,8 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	return raised
 }
 
-// numberedPods is the kind of a set with pods' addresses, and the number of each pod's class. An entry's comment begins
-// with this number.
+// numberedPods is the kind of a set with pods' addresses, each with the number of the pod's class. In a ruleset.Entry,
+// the comment begins with this number. In the kernel, the entry's mark has the number.
 const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
 var types = map[ruleset.SetKind]string{

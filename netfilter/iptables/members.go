@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Members returns the addresses of the pods that are in a class, by direction. It reads only sets.
+// Members returns the addresses of the pods that are in a class, by direction. It reads no rules.
 //
 // Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each set of one class,
 // weir-in-* or weir-eg-*)

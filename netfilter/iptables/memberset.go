@@ -80,7 +80,7 @@ func commentOf(e ipset.Entry, set string) string {
 		return e.Comment
 	}
 	value, foreign := e.Mark.Value>>markShift, e.Mark.Value&^markField
-	// weir has not written this mark, so the entry gets a number that no class has.
+	// If weir has not written the mark, the entry gets a number that no class has.
 	if e.Mark.Mask != markField || foreign != 0 || value&toPod != bit {
 		return withNumber(0, e.Comment)
 	}
@@ -119,7 +119,7 @@ func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 }
 
 func directionBit(set string) (bit uint32, ok bool) {
-	// Quick exit: this function is called for each entry, and the name of nearly every set is longer.
+	// This check saves time: the function is called for each entry, and nearly every set has a longer name.
 	if len(set) > len(conf.IngressMap)+1 {
 		return 0, false
 	}

@@ -47,8 +47,8 @@ func crowded(policies, selector int, port func(i int) int) policy.State {
 	return s
 }
 
-// BenchmarkPolicyAmongMany measures a change of one of 1,000 policies that isolate a pod, with and without merged sets.
-// Run it as root: go test ./netfilter/iptables -run - -bench PolicyAmongMany
+// BenchmarkPolicyAmongMany measures the time to change one of 1,000 policies that isolate the same pod, with and
+// without merged sets. Run it as root: go test ./netfilter/iptables -run - -bench PolicyAmongMany
 func BenchmarkPolicyAmongMany(b *testing.B) {
 	for name, port := range map[string]func(i int) int{
 		"one port": func(int) int { return 80 }, "ports": func(i int) int { return 1 + i },
@@ -56,7 +56,7 @@ func BenchmarkPolicyAmongMany(b *testing.B) {
 		for _, merged := range []bool{false, true} {
 			for _, flavour := range []Flavour{NFT, Legacy} {
 				b.Run(fmt.Sprintf("%s/merged=%v/%s", name, merged, flavour), func(b *testing.B) {
-					// Stays locked, so that the thread and its network namespace end with the benchmark.
+					// The thread stays locked, so that it ends with the benchmark, and its network namespace too.
 					runtime.LockOSThread()
 					if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 						b.Fatal(err)

@@ -10,11 +10,11 @@ import (
 
 // renumbering has the changes of pods' numbers in one family's sets: before the change of rules, and after it.
 //
-// A packet between two pods is checked by a class of each. If both pods changed their classes one after the other, a
-// packet could pass that neither the old nor the new state allows. So a pod's number changes before the rules if, by
-// the old rules, its new class allows no more than its old class. It changes after the rules if, by the new rules, its
-// old class allows no more than its new class. If neither is so, the pod is in no class while the rules change. The
-// list across has the exceptions: numbers that change directly.
+// A packet between two pods is checked with the sender's class for egress and with the receiver's class for ingress. If
+// these classes changed one after the other, a packet could pass that neither the old nor the new state allows. So a
+// pod's number changes before the rules if the new class allows no more than the old class, by the old rules. It
+// changes after the rules if the old class allows no more than the new class, by the new rules. Otherwise the pod is in
+// no class while the rules change. The list across has exceptions: numbers that change in one step all the same.
 type renumbering struct {
 	before, after []change
 	across        []change
@@ -61,8 +61,8 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// If only one of the two classes of a packet changes, no packet can meet the old state of one pod and the new state
-		// of another.
+		// If only one of the two classes of a packet can change, no packet meets the old class of one pod and the new class
+		// of another pod. Then the number may change in one step.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {
@@ -77,7 +77,7 @@ type moment int
 const (
 	early moment = iota // before the rules change
 	late                // after the rules have changed
-	never               // no moment is safe: the pod must be in no class in between
+	never               // no moment is safe: the pod must be in no class while the rules change
 )
 
 type numberChange struct {
@@ -102,8 +102,8 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	return d
 }
 
-// when returns the moment at which a pod's number may change. If possible, it chooses a moment such that the pod is in
-// a class at all times.
+// when returns the moment at which a pod's number may change. If possible, it returns a moment such that the pod is
+// always in a class.
 func (d numberChange) when(was, now int) moment {
 	isEarly := d.known && within(d.old[now], d.old[was], d.oldLines)
 	isLate := within(d.new[was], d.new[now], d.newLines)
@@ -124,8 +124,8 @@ func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether the chain x certainly allows no more than the chain y. An empty name means no class, which
-// allows nothing.
+// within reports whether the chain x certainly allows no more than the chain y. The empty name stands for no class:
+// then nothing is allowed.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {
@@ -162,8 +162,8 @@ type openClasses struct {
 	before, after map[string]bool
 }
 
-// mayBeInBoth reports whether a pod may be in both class sets while the rules change. This is so if the rules of
-// neither set drop packets.
+// mayBeInBoth reports whether a pod may be in both class sets while the rules change. It may be if the rules for these
+// sets drop nothing, before and after the change.
 func (o *openClasses) mayBeInBoth(from, to string) bool {
 	if from == "" || to == "" {
 		return false

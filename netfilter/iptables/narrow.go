@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// settle remembers the ruleset for applyEntries if Apply has succeeded.
+// settle remembers the ruleset of a successful Apply for applyEntries.
 func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	d.settled, d.left = nil, result.Left
 	if err == nil {
@@ -16,7 +16,7 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 }
 
 // applyEntries is a quick Apply for the most frequent change: only entries of peers' sets differ from the last ruleset.
-// After any other change, it does nothing, and returns false as done.
+// If anything else differs, it does nothing, and done is false.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
 	changed, ok := d.changedEntries(r)
 	if !ok {
@@ -33,7 +33,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	last, refused := d.settled, ruleset.Refused{}
 	have := d.have
 	d.have, d.settled = nil, nil // the state is unknown until all changes are made
-	// Deletions come before additions, so that no packet passes in between that both the old and the new state drop.
+	// Deletions come before additions. Otherwise a packet could pass that both the old and the new state drop.
 	for _, changes := range [][]change{dels, adds} {
 		if err := changeSets(changes, want, refused); err != nil {
 			return result, true, err

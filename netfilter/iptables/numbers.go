@@ -15,16 +15,17 @@ import (
 
 // This file has the numbers of classes. For each direction, one set has all pods, each with the number of its class. A
 // rule writes this number into the packet's mark, and a tree of chains leads from the number to the class's chain. So a
-// first packet needs one look-up, however many classes there are (docs/architecture.md, decision 11).
+// first packet needs one look-up for a direction, no matter how many classes there are (docs/architecture.md, decision
+// 11).
 //
-// If all pods of a class move to a new class, the new class gets the old number. So a change of a policy mostly changes
-// rules, and no pod's number.
+// If all pods of a class move to a new class, the new class gets the old class's number. So a change of a policy
+// usually changes only rules, and not the numbers of pods.
 
 // The number of a class is in the bits markField of a packet's mark. Other programs may use all other bits.
 const (
 	markShift        = 16
 	markField uint32 = 0x1fff << markShift
-	toPod            = 1 << 12
+	toPod            = 1 << 12 // this bit is set for ingress
 	maxNumber        = toPod - 1
 	// openClass is the number of the class of pods that no policy isolates.
 	openClass = 1
@@ -37,7 +38,7 @@ func markText(number, mask uint32) string {
 const allBits = markField >> markShift
 
 type dispatch struct {
-	set    string // the set of all pods with their numbers
+	set    string // the set of numbered pods
 	last   string // the chain that jumps to the dispatch chain, and then clears the mark
 	prefix string // beginning of the names of the tree's chains
 	bit    uint32
@@ -48,10 +49,12 @@ var dispatches = map[string]dispatch{
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
 }
 
-// returns stands for the chain of the pods that no policy isolates. There is no such chain: their packets return.
+// returns takes the place of a chain's name for the class of pods that no policy isolates. This class has no chain: the
+// packets return from the dispatch chain.
 const returns = "RETURN"
 
-// closedClass is the end of the names of the two chains that allow nothing, one for each direction. They always exist.
+// closedClass is the end of the names of the chains that allow nothing. There is always one such chain for each
+// direction.
 var closedClass = strings.ToUpper(conf.NoneClass)
 
 type class struct {
@@ -89,7 +92,7 @@ type numbering struct {
 	former map[int]bool
 }
 
-// formerComment is the comment of a rule for the number of a class that doesn't exist any more.
+// formerComment is the comment of a rule for the number of a class that no longer exists.
 const formerComment = "weir: by the number of a class that is gone"
 
 func assign(was *numbering, members ruleset.Entries, classes []class) (now *numbering, ok bool) {
@@ -136,7 +139,7 @@ func (a *assignment) keep() {
 	for _, c := range a.classes {
 		count[c.target] = 0
 	}
-	// same is true if exactly the present classes had numbers. single is true if each of them had only one.
+	// same is true if exactly the present classes had numbers. single is true if each of these classes had one number.
 	same, single := true, true
 	for n, target := range a.was.leaves {
 		_, ok := count[target]
@@ -154,7 +157,7 @@ func (a *assignment) keep() {
 		return
 	}
 	held := a.holders()
-	// Numbers whose pods stay in their class come first.
+	// The numbers of classes that still exist come first.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
 			return 0
@@ -168,8 +171,8 @@ func (a *assignment) keep() {
 		if n <= openClass || n > maxNumber || target == "" {
 			continue
 		}
-		// A number without pods is dropped if its class has another number. If the classes are the same as before, a former
-		// number stays, because to drop it would be the only change of rules.
+		// A number that no pod has is dropped if its class has another number. If the classes are the same as before, a
+		// former number stays: otherwise the rules would change only to drop this number.
 		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}
@@ -216,8 +219,9 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	return target
 }
 
-// free returns an unused number, or 0. The search begins at a hash of the chain's name, so a class nearly always gets
-// the same number again. If another program restores old rules, they then lead pods to the right class.
+// free returns an unused number, or 0 if there is none. The search begins at a hash of the chain's name, so a class
+// nearly always gets the same number again. This helps if another program restores old rules: they then lead pods to
+// the right class.
 func (a *assignment) free(target string) int {
 	held := a.holders()
 	const first, count = openClass + 1, maxNumber - openClass
@@ -250,7 +254,7 @@ func finder(classes []class) func(ruleset.Element) *class {
 	return func(e ruleset.Element) *class {
 		if by == nil {
 			by = map[ruleset.Element]*class{}
-			for i := range slices.Backward(classes) { // backward, so that the first class with an element counts
+			for i := range slices.Backward(classes) { // backward, so that the first class with an element wins
 				for pod := range classes[i].pods.All() {
 					by[pod.Element] = &classes[i]
 				}

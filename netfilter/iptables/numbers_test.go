@@ -101,7 +101,7 @@ func byNumber(chain string) string {
 	return "--mark " + markText(uint32(numberOf(chain)), allBits) + " "
 }
 
-// TestNumbers: if classes change, as few pods as possible get another number.
+// TestNumbers: when classes change, as few pods as possible get another number.
 func TestNumbers(t *testing.T) {
 	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }
@@ -173,7 +173,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestNumbersAreNotReused: a new class never gets a number that an entry in the kernel has.
+// TestNumbersAreNotReused: a new class never gets a number that an entry in the kernel still has.
 func TestNumbersAreNotReused(t *testing.T) {
 	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
 	s := have.sets[conf.EgressMap]
@@ -189,7 +189,7 @@ func TestNumbersAreNotReused(t *testing.T) {
 	}
 }
 
-// TestAClassGetsItsNumberAgain: a class loses its pods, and later has pods again. It gets its old number again.
+// TestAClassGetsItsNumberAgain: a class that loses its pods, and later has pods again, gets its old number again.
 func TestAClassGetsItsNumberAgain(t *testing.T) {
 	m := newModel(t)
 	number := func(chain string) int {
@@ -254,7 +254,8 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few rules of the tree. stands() accepts the tree's rules as complete.
+// TestTreeIsFlat: a packet is compared with few rules of the tree. The method stands accepts the tree's chains as
+// complete.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}
@@ -290,8 +291,8 @@ func TestTreeIsFlat(t *testing.T) {
 	}
 }
 
-// TestPodsInNoClassAreLogged: packets of a pod in no class are logged in both directions, however many classes there
-// are.
+// TestPodsInNoClassAreLogged: packets of a pod in no class are logged in both directions, with few classes and with
+// many.
 func TestPodsInNoClassAreLogged(t *testing.T) {
 	for _, direction := range []string{"egress", "ingress"} {
 		for _, n := range []int{3, 40, 300} {
@@ -321,8 +322,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: if iptables can't look numbers up, each class has its own set. Once iptables can, the driver
-// replaces these sets.
+// TestWithoutNumbers: if iptables doesn't support numbers of classes, each class has its own set. When iptables
+// supports them later, the driver replaces these sets by the sets of numbered pods.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -389,8 +390,8 @@ func TestARefusedNumberCloses(t *testing.T) {
 	}
 }
 
-// TestForeignBitsAreDrift: an entry's mark has bits that aren't weir's. The driver replaces the entry, because the
-// kernel would write these bits into packets.
+// TestForeignBitsAreDrift: if another program sets bits outside of markField in an entry's mark, the entry counts as
+// changed. The driver must repair it, because the kernel would write these bits into packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	e := ruleset.Entry{Element: at, Comment: withNumber(3, "ns/a")}
@@ -409,7 +410,7 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: twice as many new classes take about twice the time to number, and not four times.
+// TestManyClasses: to number four times as many new classes takes about four times as long, and not sixteen times.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -7,10 +7,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index at which weir's jump belongs among a chain's rules: before the first rule that refuses
-// every new connection. Many operating systems end filter FORWARD with such a rule. If rules directly before it each
-// refuse all packets of one protocol, weir's jump belongs before these too. If no rule refuses every new connection,
-// refusesAt returns the number of rules.
+// refusesAt returns the index at which weir's jump belongs among the rules of a chain: before the first rule that
+// refuses every new connection. Many operating systems end filter FORWARD with such a rule. Directly before this rule,
+// there may be rules that each refuse all packets of one protocol. Then weir's jump belongs before these rules. If no
+// rule refuses every new connection, refusesAt returns the number of rules.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -24,7 +24,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps are followed at most: chains may form a circle.
+// maxDepth limits the jumps that are followed, because chains may jump in a circle.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {
@@ -79,7 +79,7 @@ func dispatchOf(rules []string) []string {
 
 func (r parts) drops() bool { return r.target == "DROP" || r.target == "REJECT" }
 
-// always reports whether the rule matches every packet, or every first packet of a connection.
+// always reports whether the rule matches at least the first packet of every connection.
 func (r parts) always() bool {
 	c := r.conditions
 	states := len(c) == 4 && (c[2] == "--ctstate" || c[2] == "--state")

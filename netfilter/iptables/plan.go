@@ -15,24 +15,24 @@ import (
 // plan has the steps from the kernel's state to the wanted ruleset, in the order of the fields. After each step, the
 // kernel allows only packets that the old or the new state allows.
 type plan struct {
-	create []ruleset.Set // sets to create with their entries, which no rule uses yet
+	create []ruleset.Set // sets to create with their entries; no rule uses these sets yet
 	before []change
-	// across are direct changes of pods' numbers, which may both allow and deny more. They may happen only if all
-	// changes of before have succeeded.
+	// across are direct changes of pods' numbers. Such a change may both allow and deny more. It may happen only after
+	// all changes of before have succeeded.
 	across  []change
 	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
 	blind   []blind
 	after   []change
 	destroy []string
-	// strays are entries of the sets of all pods that belong to no known attachment. They are not deleted, because a
-	// new attachment may not be known yet.
+	// strays are entries of the sets of all pods that belong to no known attachment. They are not deleted, because they
+	// may belong to a new attachment that isn't known yet.
 	strays []change
 	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
 }
 
-// blind has commands for a table that can't be read. They delete weir's rules before they add them. If a deletion
-// fails, the driver uses the commands without deletions.
+// blind has commands for a table that can't be read. The commands delete weir's rules, and then add them again. If a
+// deletion fails, the driver uses the commands without deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -82,8 +82,7 @@ func makePlan(have state, want *lowered) plan {
 		if ok {
 			known++
 		}
-		// A set of another type must be made anew: the kernel refuses to create a set whose name exists with another
-		// type.
+		// A set of this name may have another type or family. Then the set must be destroyed and created again.
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
 			p.create = append(p.create, s)
 		}
@@ -198,8 +197,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The old class's rule precedes the new class's rule, and the change of rules removes the old class's rule. So the
-			// pod changes its class with the change of rules.
+			// While the pod is in both sets, the rule of the old class counts, because it comes first. The change of rules
+			// removes this rule, so the pod then moves to the new class.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name || open.mayBeInBoth(from, s.Name) {
@@ -211,8 +210,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The new class's rule precedes the old class's rule, and the change of rules adds the new class's rule. So the pod
-			// changes its class with the change of rules.
+			// The pod stays in the old class's set until the rules have changed. The change adds the rule of the new class
+			// before the rule of the old class, so the pod then moves to the new class.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.mayBeInBoth(s.Name, to) {
 				after = append(after, c)
@@ -307,8 +306,8 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 }
 
 // jump returns the commands that put weir's jump into its place in a table that iptables-save can't print. If nf_tables
-// doesn't show the table's rules either, the commands first delete an old jump. Otherwise deleteCopies deletes old
-// jumps later, because iptables can delete a rule only if it understands all rules before it.
+// doesn't show the table's rules either, the commands first delete the old jump. Otherwise they delete nothing:
+// iptables can delete a rule only if it understands all rules before it, so deleteCopies deletes old jumps later.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {
@@ -345,7 +344,8 @@ func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string
 			wanted, first = append(wanted, j.line), j.first
 		}
 	}
-	// In filter FORWARD, rules that other programs have added behind the jump must apply to pods' packets too.
+	// In filter FORWARD, the jump moves behind new rules of other programs, so that these rules apply to pods' packets
+	// too.
 	placed := name != "filter" || last == end
 	if first {
 		placed = len(have) > 0 && have[0] == wanted[0]

@@ -56,7 +56,7 @@ func TestNoStepOpens(t *testing.T) {
 		m.plan(makePlan(m.state, onto(m.state, old, wasPlain)), func(string) {})
 		for range 2 {
 			next := policytest.Change(r, s)
-			// The bounds differ at each change, as between versions of weir that merge sets differently.
+			// Each ruleset has other bounds for merging, because another version of weir may merge sets differently.
 			want := policytest.Bounds(r).Merge(policy.Compile(next), nil)
 			packets := policytest.Packets(next)
 			before, after := simulator(t, old), simulator(t, want)
@@ -108,8 +108,8 @@ func steps(p plan) (inOneStep, all int) {
 	return inOneStep, all
 }
 
-// TestDenyAllChangesSetsOnly: a policy that denies everything changes only sets, because changing rules takes much
-// longer.
+// TestDenyAllChangesSetsOnly: adding or deleting a policy that denies everything changes only sets. To change rules
+// would take much longer.
 func TestDenyAllChangesSetsOnly(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
@@ -133,8 +133,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist as soon as the pod's object names this node. So
-// attaching the pod changes no rules, except for a chained pod and the first pod of a family.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist as soon as the Pod object names this node. So
+// attaching the pod changes only sets. Exceptions are chained pods, and the first pod of a family.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -154,7 +154,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 			}
 		}
 		lastOfFamily := policy.Compile(before).Has(conf.IPv6) != policy.Compile(s).Has(conf.IPv6)
-		// Rules may name the port of a chained pod, so attaching it may change rules.
+		// Rules may name the link of a chained pod, so attaching the pod may change rules.
 		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained {
 			continue
 		}
@@ -165,7 +165,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 }
 
 // TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers afterwards.
-// So no old rule accepts packets of a new peer.
+// So no old rule accepts packets of new peers.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
@@ -256,7 +256,7 @@ func TestCloses(t *testing.T) {
 		opened++
 		before, after := simulator(t, old), simulator(t, want)
 		was, is := attached(old), attached(want)
-		// Only addresses that keep their pod can have connections.
+		// Only an address that keeps its pod can have established connections.
 		stays := func(a netip.Addr) bool { return was[a] == is[a] }
 		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
 			if stays(packet.Src) && stays(packet.Dst) && before.Allows(packet) && !after.Allows(packet) {
@@ -346,8 +346,8 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump is put
-// directly before these rules. Otherwise it is the last rule, so that other programs' rules apply to pods' packets.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump is directly
+// before these rules. Otherwise the jump is the last rule, so that other programs' rules apply to pods' packets.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"

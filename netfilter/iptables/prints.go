@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// fingerprint is a hash of a table's rules. While it stays the same, the slow iptables-save isn't needed. In nat it
-// covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An empty
-// fingerprint means that the fingerprint is unknown.
+// fingerprint is a hash of a table's rules. While it stays the same, the driver needn't run the slow iptables-save. In
+// nat, it covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An
+// empty fingerprint is unknown.
 type fingerprint string
 
 func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, error) {
@@ -54,7 +54,7 @@ func nftPrint(r *nftnl.Reader, f conf.Family, name string, own []string) (finger
 		}
 		return fingerprint(h.Sum(nil)), nil
 	}
-	// The number of the table's chains is included, because a new empty chain adds no rule.
+	// The hash includes the number of the table's chains, because a new empty chain adds no rule.
 	table, err := r.Table(tableOf(f, name))
 	if err != nil {
 		return "", err

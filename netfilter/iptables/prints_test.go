@@ -116,12 +116,12 @@ func services(t testing.TB, flavour Flavour, count int) {
 	}
 }
 
-// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, and then after each of
-// another program's changes in nat.
+// BenchmarkReadAmongServices measures the time to read weir's state among the rules of 4,000 Services. The first
+// reading is as text. Before each further reading, another program changes nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {
-			runtime.LockOSThread() // stays locked, so that the thread and its network namespace end with the benchmark
+			runtime.LockOSThread() // stays locked: the thread and its network namespace end with the benchmark
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				b.Fatal(err)
 			}

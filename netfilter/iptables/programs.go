@@ -5,8 +5,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs are classic BPF programs for packets that iptables' options can't match. Offsets count from the IP header.
-// If a program reads beyond the packet's end, the rule doesn't match (bpf(4)).
+// programs are classic BPF programs. They match packets that iptables' own options can't match. Offsets count from the
+// IP header. If a program reads beyond the packet's end, the rule doesn't match (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{

@@ -20,8 +20,8 @@ import (
 // readTime limits how long one call may read tables, because iptables-save may hang.
 const readTime = 30 * time.Second
 
-// Read reads weir's sets and rules from the kernel. The caller must read the endpoint records after Read: the records
-// then cover every change by the plugin that Read has seen.
+// Read reads weir's sets and rules from the kernel. The caller must read the endpoint records after Read. The records
+// then contain every change by the plugin that Read has seen in the sets.
 //
 // It is no error if a table can't be read: Apply still writes weir's part of the table, and returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
@@ -48,8 +48,9 @@ func (d *Driver) Unread() bool {
 	return d.have == nil
 }
 
-// HasPods reports whether the family's set of all pods may have entries: it had some when it was last read, or has got
-// some since. Deletions count only when the set is read again, because Apply doesn't delete strays.
+// HasPods reports whether the family's set of all pods may have entries. It returns true if the set had entries when it
+// was last read, or has got some since. Only a new reading shows that the set is empty, because Apply doesn't delete
+// strays.
 func (d *Driver) HasPods(f conf.Family) bool {
 	d.pods[f] = d.pods[f] || d.have != nil && d.have.sets[f.Set(conf.PodsSet)].entries.Len() > 0
 	return d.pods[f]
@@ -79,9 +80,10 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses. The plugin may have added or deleted them. Reread returns true
-// if a set differs from the driver's memory, or if a set can't be read. It reads only sets that the plugin may have
-// changed: the plugin adds addresses to the sets of all pods only, and deletes addresses from every set that has them.
+// Reread reads again which sets contain the addresses, because the plugin may have added or deleted these addresses. It
+// reads only sets that the plugin may have changed. The plugin adds addresses only to the sets of all pods. It deletes
+// addresses from every set that has them. Reread returns true if a set differs from the driver's memory, or if a set
+// can't be read.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // the next Apply reads everything
@@ -106,7 +108,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		case s.kind == ruleset.Networks || !slices.ContainsFunc(addrs, s.entries.HasAddress):
 		case s.kind == ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		default: // the set may have several entries for one address, or numbers of classes
+		default: // the set may have several entries for one address, or marks with numbers
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err
@@ -129,7 +131,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			}
 			changed = true
 			if s.entries = s.entries.Without(e); in[name] {
-				// Without the comment, so that Apply writes the entry again.
+				// The entry gets no comment here, so that Apply writes the entry again, with a comment.
 				s.entries = s.entries.With(ruleset.Entry{Element: e})
 			}
 			d.have.sets[name] = s
@@ -188,7 +190,8 @@ func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) t
 	return all
 }
 
-// readSet reads a set. If the kernel lists the set as at its last reading, readSet doesn't look at the entries.
+// readSet reads a set. If the kernel's list of the set is the same as at the last reading, readSet doesn't parse the
+// entries.
 func (d *Driver) readSet(name string, before set) (set, error) {
 	if before.reading != nil {
 		if now, err := d.sets.Print(name); err == nil && now == before.reading.print {
@@ -218,8 +221,8 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return newReading(got.Print, now).set(), nil
 }
 
-// readTable reads one table. If the table certainly hasn't changed, readTable returns the known state. Tables are read
-// one by one, because iptables-save may fail for one table only.
+// readTable reads one table. If the table certainly hasn't changed, readTable returns the known state. Each table has
+// its own result, because iptables-save may fail for one table only.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {
@@ -244,8 +247,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	t := d.readText(ctx, f, name, before)
 	if t.unknown == nil && !t.dormant && len(t.misplaced) == 0 {
 		t.print, t.at = now, at
-		// The fingerprint covers the chains that weir had before. If weir has other chains now, the table's fingerprint is
-		// unknown.
+		// The fingerprint covers only the chains that weir had before. If weir now has other chains, the fingerprint doesn't
+		// cover all rules that were read, so it counts as unknown.
 		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) {
 			t.print, t.at = "", 0
 		}
@@ -253,9 +256,9 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules that
-// nf_tables shows. With iptables-legacy, it then has no rules. There is one exception: if weir needs no rules of the
-// family, and nf_tables shows no chain of weir's, the table counts as empty.
+// readText reads a table as iptables-save prints it. If that fails, the table counts as unknown, and has only the rules
+// that nf_tables shows. An unknown table of iptables-legacy has no rules. There is one exception: if weir needs no
+// rules of the family, and nf_tables shows no chain of weir's, the table counts as empty.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(d.reader, f, name)
 	if err == nil && !there {
@@ -311,8 +314,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers removes from t the chains of other programs in which weir has no rules. In nat, kube-proxy makes several
-// such chains for each Service.
+// forgetOthers removes from t the chains of other programs that have no rules of weir's. In nat, kube-proxy makes
+// several chains for each Service.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !conf.OwnChain(chain) && !slices.Contains(builtin["nat"], chain) &&
@@ -327,7 +330,8 @@ func (f Flavour) read(ctx context.Context, family conf.Family, name string) (tab
 	if err != nil {
 		return table{}, err
 	}
-	// If a rule of the table isn't one of iptables, iptables-nft-save prints only a comment, and no error.
+	// If another program has added a rule that iptables doesn't know, iptables-nft-save prints only a comment, and doesn't
+	// fail.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReadSet: if the kernel's set hasn't changed, readSet returns the known entries and no copy of them. Otherwise it
-// returns the kernel's entries.
+// TestReadSet: if the kernel's set hasn't changed, readSet returns the known entries themselves, not a copy. Otherwise
+// it returns the kernel's entries.
 func TestReadSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -27,7 +27,7 @@ func TestReadSet(t *testing.T) {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}, Comment: comment}
 	}
 	var all []ruleset.Entry
-	for i := range 500 { // more than one answer of the kernel has room for
+	for i := range 500 { // too many for one message of the kernel
 		all = append(all, entry(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), "default/pod"))
 	}
 	want := ruleset.EntriesOf(all...)
@@ -38,7 +38,7 @@ func TestReadSet(t *testing.T) {
 		{"add", name, "10.0.0.7", "comment", "default/other", "-exist"},
 		{"add", name, "10.0.0.7", "-exist"}, // removes the comment
 		{"swap", name, "weir-y"},            // swaps the set with one of the same size, in which one address differs
-		{"rename", "weir-z", name},          // replaces the set by one of another type
+		{"rename", "weir-z", name},          // replaces the set by a set of another type
 	} {
 		for _, before := range []string{"written", "read"} {
 			for set, entries := range map[string]ruleset.Entries{
@@ -103,8 +103,8 @@ func TestReadSet(t *testing.T) {
 	}
 }
 
-// TestRereadReadsLittle: of sets that don't have the address, Reread reads only the set of all pods. So an ADD costs
-// the same on a node with thousands of sets.
+// TestRereadReadsLittle: Reread reads the set of all pods and the sets that have the address, but no other sets. So an
+// ADD takes no longer on a node with thousands of sets.
 func TestRereadReadsLittle(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -129,7 +129,7 @@ func TestRereadReadsLittle(t *testing.T) {
 				"weir-isn't": {kind: kind, family: conf.IPv4, entries: ruleset.EntriesOf(ruleset.Entry{Element: e})},
 			}}
 			changed := d.Reread(own)
-			if reads := d.have == nil; reads != tc.reads || changed != reads { // the kernel doesn't have the set
+			if reads := d.have == nil; reads != tc.reads || changed != reads { // the kernel lacks the set, so reading fails
 				t.Errorf("a set of %s with %s is read for %s: %v", kind, tc.has, own, reads)
 			}
 		}
@@ -143,10 +143,10 @@ func TestRereadReadsLittle(t *testing.T) {
 	}
 }
 
-// BenchmarkReadSet reads a set of 10,000 addresses of pods that hasn't changed, as a resync does: first by comparing
-// its entries, as after a change of the driver's own, and then by the hash of the kernel's list.
+// BenchmarkReadSet measures the time to read an unchanged set of 10,000 pods' addresses, as a resync does. One part
+// compares the entries, as after the driver's own changes. The other part compares only the hash of the kernel's list.
 func BenchmarkReadSet(b *testing.B) {
-	runtime.LockOSThread() // stays locked, so that the thread and its network namespace end with the benchmark
+	runtime.LockOSThread() // stays locked: the thread and its network namespace end with the benchmark
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		b.Fatal(err)
 	}

@@ -16,9 +16,9 @@ type refresh struct {
 	tables []conf.Family
 }
 
-// Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
-// function returns true, Refresh returns with done false. The next call continues. In between, the caller may call
-// other methods. If the kernel's state is unknown, Refresh reads it in one part.
+// Refresh reads the kernel's state like Read, but in parts. After each part, it calls the function pause. If pause
+// returns true, Refresh returns, and done is false. The next call of Refresh then continues. Between the calls, the
+// caller may call other methods. If the kernel's state is unknown, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.refresh == nil {
 		d.heedLate()
@@ -57,8 +57,8 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 		d.refreshTables(ctx, f)
 		return false, nil
 	}
-	// If rules have changed since their tables were read, Watch has reported another generation, so the change isn't
-	// lost.
+	// Rules may have changed since their tables were read. This change isn't lost, because Watch reports a new generation
+	// for it.
 	d.refresh, d.fresh = nil, true
 	return true, nil
 }
@@ -82,8 +82,8 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 	for _, f := range conf.Families {
 		d.pods[f] = d.pods[f] && exists[f.Set(conf.PodsSet)]
 	}
-	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends in between,
-	// its address counts as a stray.
+	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends between these
+	// two readings, its address counts as a stray, so there should be little time between them.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }
@@ -117,8 +117,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. Before it reads the first family's tables, it stores the generation of
-// nf_tables, and forgets the driver's earlier changes.
+// refreshTables reads a family's tables. Before the first family, it stores the generation of nf_tables, and forgets
+// the driver's earlier changes.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := d.reader.Generation() // 0 if the generation is unknown
 	if f == conf.Families[0] {
@@ -131,7 +131,7 @@ func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	}
 }
 
-// same reports whether t and now certainly have the same rules.
+// same reports whether the tables t and now certainly have the same rules.
 func (t tables) same(now tables) bool {
 	return len(t) == len(now) && !slices.ContainsFunc(tablesUsed, func(name string) bool {
 		_, had := t[name]

@@ -54,7 +54,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses a new entry of a set that opens, changeSets adds the entry to
+// changeSets makes the changes. If the kernel refuses a new entry of a set with Opens, changeSets adds the entry to
 // refused, and returns no error for it. If the kernel refuses a pod's new number, changeSets deletes the pod's entry,
 // because the old number may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
@@ -72,7 +72,7 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 			opens[s.Name] = s
 		}
 	}
-	each, err := ipset.ApplyEach(all...) // finds out which of the changes fail
+	each, err := ipset.ApplyEach(all...) // makes all changes again, to find out which of them fail
 	var closed []ipset.Change
 	for _, r := range each {
 		s, ok := opens[r.Set]
@@ -141,11 +141,11 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime limits the search for refused rules. If the time is over, rules that no trial has accepted count as
-	// refused.
+	// trialTime limits the search for refused rules. When the time is over, all rules that no trial has accepted count
+	// as refused.
 	trialTime = 10 * time.Second
-	// trialsEach limits the trials for the rules of one namespace. After that, all rules of the groups that are still
-	// refused count as refused.
+	// trialsEach limits the trials for the rules of one namespace. At the limit, all rules in the groups that the kernel
+	// has refused count as refused.
 	trialsEach = 64
 	// maxSuspects limits the remembered refusals. If there are more, all of them are forgotten.
 	maxSuspects = 1 << 15
@@ -206,8 +206,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. The number of trials for each namespace is limited. If the limit is
-// too small, some good rules of the namespace count as refused too.
+// namespaces adds the refused rules to t.refused. It makes a limited number of trials for each namespace. If a
+// namespace needs more trials, some of its good rules count as refused too.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -227,9 +227,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect tries groups of items to find the items that the function try refuses even alone. It calls the function tell
-// for each such item. trials limits the calls of the function try (0: no limit). At the limit, bisect calls the
-// function tell for all items of the refused groups that are left.
+// bisect tries groups of items to find the items that the function try refuses even alone. For each of these, it calls
+// the function tell. trials limits the calls of the function try (0: no limit). At the limit, bisect calls the function
+// tell for every item of the refused groups that are left.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

@@ -34,8 +34,8 @@ func TestTrials(t *testing.T) {
 		rules   []ruleset.Rule
 		refuses []string
 		want    []string
-		trials  int // the most trials that may be made
-		most    int // how many rules of namespace a may count as refused
+		trials  int // limit of the trials
+		most    int // limit of the rules of namespace a that count as refused
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {
@@ -150,7 +150,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 			t.Errorf("a set of another type: %v", got)
 		}
 		nodetest.Run(t, fmt.Sprintf("iptables-%s", f), "-F", "INPUT")
-		// nf_tables frees the deleted rule some time later.
+		// nf_tables frees the deleted rule only some time later. Until then, the set counts as in use.
 		nodetest.Run(t, "sh", "-c", "until ipset destroy weir-x; do :; done")
 		bad := base
 		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{

@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes weir's sets, chains and rules from the kernel. Then the backend enforces no policy any more. Remove
-// leaves the rules of LegacyForward alone, because the backend that the node uses instead keeps the same rules.
+// Remove removes weir's sets, chains and rules from the kernel. It keeps the rules of LegacyForward, because the node's
+// new backend needs the same rules.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()
-	if errors.Is(err, unix.EPERM) { // without the right to read sets, weir can't have made any
+	if errors.Is(err, unix.EPERM) { // weir has no right to read sets, so it can't have made any
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	// If a set is busy for more than a second, another program's rule uses it.
+	// A set that is busy for more than a second is used by a rule of another program.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for _, h := range headers {
@@ -35,8 +35,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return nil
 }
 
-// destroyUnused destroys a set. While the set is busy, it tries again until ctx ends: nf_tables frees deleted rules
-// later, and sends no message when it does.
+// destroyUnused destroys a set. While the set counts as in use, destroyUnused tries again until ctx ends: nf_tables
+// frees deleted rules only some time later, and sends no message about it.
 func (d *Driver) destroyUnused(ctx context.Context, name string) error {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

@@ -32,7 +32,7 @@ type restorer struct {
 	stdin   *os.File // a pipe with a small buffer
 	output  output
 	ended   chan struct{} // closed when the process has ended
-	err     error         // how the process has ended; valid when ended is closed
+	err     error         // the error with which the process has ended; valid when ended is closed
 }
 
 func startRestorer(f Flavour, family conf.Family, lockWait string) (*restorer, error) {
@@ -40,9 +40,9 @@ func startRestorer(f Flavour, family conf.Family, lockWait string) (*restorer, e
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
-	// If the agent is killed, a process that waits for the lock must not make its change: the next agent may have given
-	// a number to another class. So the kernel kills the process when the thread that started it ends, which is usually
-	// when the agent ends.
+	// If the agent is killed, a process that waits for the lock must not make its change later: by then, the next agent
+	// may have given a number to another class. So the kernel kills the process when the thread that started the process
+	// ends. This thread usually ends with the agent.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.cmd.Path, err)
@@ -70,7 +70,7 @@ func (r *restorer) start() (err error) {
 	return err
 }
 
-// shrink limits the buffer of the pipe to one page.
+// shrink limits the pipe's buffer to one page, so that change needs fewer comments to fill the buffer.
 func shrink(pipe *os.File) error {
 	conn, err := pipe.SyscallConn()
 	if err != nil {
@@ -88,9 +88,9 @@ func (r *restorer) readsItself() bool {
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"
 }
 
-// comments returns lines that iptables-restore ignores (see change). They are too long for the buffers of the pipe, of
-// the C library and of the program together. iptables-restore 1.8.4 reads 64 KiB and one more line before it carries
-// out the first command.
+// comments returns lines that iptables-restore ignores (see change). Together, these lines are longer than the buffers
+// of the pipe, of the C library and of the program. iptables-restore 1.8.4 reads 64 KiB and one more line before it
+// carries out the first command.
 func comments() []byte {
 	const line, buffer = 1 << 10, 1 << 16
 	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (2*os.Getpagesize()+buffer)/line+2)
@@ -105,8 +105,8 @@ func (r *restorer) runs() bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, and waits for the process to end. It kills the process if ctx
-// ends, or after 30 seconds.
+// carryOut makes the process carry out the commands, and waits for the process to end. If ctx ends, or after 30
+// seconds, it kills the process.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	err := r.change(ctx, commands)
 	r.dismiss()
@@ -114,11 +114,11 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 }
 
 // change makes the process carry out the commands. With iptables-nft's own program, it returns as soon as the kernel
-// has the change. The program then still runs for tens of milliseconds, because the kernel frees the deleted rules when
-// the program closes its socket. With any other program, change waits for the process to end.
+// has the change, and the program then waits for release. The program's end takes tens of milliseconds more, because
+// the kernel frees the deleted rules when the program closes its socket. With any other program, change waits for the
+// process to end.
 //
-// After the commands, change sends comments. When iptables-nft's program has read the comments, it has carried out the
-// commands. The program then waits for release.
+// After the commands, change sends comments. A program that has read the comments has carried out the commands.
 func (r *restorer) change(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -149,7 +149,7 @@ type restoreError struct {
 	program   string
 	err       error
 	said      string // the program's output
-	offending string // the line of the commands that failed
+	offending string // an excerpt of the failed line of the commands
 }
 
 func (e *restoreError) Error() string {
@@ -162,12 +162,12 @@ func (e *restoreError) Error() string {
 
 func (e *restoreError) Unwrap() error { return e.err }
 
-// output keeps only the beginning of a program's output, which may have a line for each of 10,000 rules.
+// output keeps only the beginning of a program's output. The whole output may have a line for each of 10,000 rules.
 type output struct{ kept bytes.Buffer }
 
 const maxOutput = 4 << 10
 
-// Write always reports that it has written all of p. Otherwise the rest of the program's output would not be read.
+// Write always reports that it has written all of p. Otherwise nothing would read the rest of the program's output.
 func (o *output) Write(p []byte) (int, error) {
 	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
 	return len(p), nil
@@ -176,11 +176,11 @@ func (o *output) Write(p []byte) (int, error) {
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
 // lineNumber finds a line number in a message of iptables-restore, such as "line 2 failed", "Error occurred at line: 2"
-// or "line 2: RULE_APPEND failed". It is the number of a line of the commands.
+// or "line 2: RULE_APPEND failed". The number counts the lines of the commands that iptables-restore has read.
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending returns an excerpt of one line of the commands: the line whose number the program has named in its output
-// (said). It returns "" if said has no number.
+// offending returns an excerpt of the failed line of the commands. The program's output (said) has the number of this
+// line. If there is no such number or no such line, offending returns "".
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {
@@ -202,8 +202,8 @@ func offending(said, commands string) string {
 // release lets the process end, but doesn't wait for its end.
 func (r *restorer) release() { _ = r.stdin.Close() }
 
-// release lets the processes end that have carried out their commands. It is called only after the changes of all
-// families, because the kernel delays other changes of nf_tables while such a process ends.
+// release lets the processes in d.spent end. The caller calls it only after the changes of all families, because the
+// kernel delays other changes of nf_tables while such a process ends.
 func (d *Driver) release() {
 	for _, r := range d.spent {
 		r.release()

@@ -24,7 +24,7 @@ func TestRestorers(t *testing.T) {
 		return
 	}
 	d := driver(t, NFT)
-	for _, f := range []Flavour{NFT, Legacy} { // the second time, the waiting process has the first flavour
+	for _, f := range []Flavour{NFT, Legacy} { // in the second round, the waiting process has the wrong flavour
 		d.Flavour = f
 		chain := func(name string) error {
 			return d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n:"+name+" - [0:0]\nCOMMIT\n")
@@ -61,8 +61,8 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
-// TestChangesAreMade: when restoreFamily returns, the kernel has the change. restoreFamily doesn't wait for the process
-// to end, except if a script takes the place of the program.
+// TestChangesAreMade: when restoreFamily returns, the kernel has the change. If iptables-nft-restore is the real
+// program, restoreFamily doesn't wait for its end. If it is a script, restoreFamily waits.
 func TestChangesAreMade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -179,7 +179,7 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 		t.Fatalf("the program runs: %v", !runs)
 	}
 	await(true)
-	time.Sleep(200 * time.Millisecond) // until the program has read its commands
+	time.Sleep(200 * time.Millisecond) // enough time for the program to read its commands
 	_ = killed.Process.Kill()
 	_ = killed.Wait()
 	if err := lock.Close(); err != nil {
@@ -224,8 +224,8 @@ func TestTheLockIsTaken(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: an error quotes only the beginning of the program's output, and an excerpt of the line whose
-// number is in the output.
+// TestOffendingLine: an error quotes only the beginning of the program's output. It also quotes the beginning of the
+// line that the output names by its number.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

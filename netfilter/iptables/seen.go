@@ -14,13 +14,14 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// seen is a rule as nf_tables shows it. weir reads rules in this form if iptables-save can't print the table.
+// seen is a rule as nf_tables shows it. weir reads rules in this form if iptables-save can't print a table, and for the
+// fingerprint of a table.
 type seen struct {
 	handle uint64
 	target string
 	audits bool // true if the rule logs what audited policies would drop
 	always bool
-	// accepts is true for weir's own rules in filter FORWARD, which the backend nftables writes.
+	// accepts is true if the backend nftables has written the rule to filter FORWARD.
 	accepts bool
 	sum     []byte // hash of the rule without its counters
 }
@@ -52,7 +53,8 @@ func tableOf(f conf.Family, name string) nftnl.Table {
 }
 
 // exists reports whether the kernel has the family's table, and whether the table is switched off. It asks the kernel
-// and not iptables: iptables-legacy would create the table, and iptables-nft shows a missing table as an empty one.
+// instead of the programs: iptables-legacy would create the table, and iptables-nft shows a missing table as an empty
+// one.
 //
 // Equivalent to: nft list table ip TABLE | head -n 2 (ip6 for IPv6); for Legacy see legacyExists
 func (f Flavour) exists(r *nftnl.Reader, family conf.Family, name string) (there, dormant bool, err error) {
@@ -135,7 +137,7 @@ func rulesOfChain(r *nftnl.Reader, f conf.Family, name, chain string) (rules []s
 func readRule(rule nftnl.Listed) seen {
 	r := seen{
 		handle: rule.Handle, always: true,
-		// nft has comments in the rule's user data, and xtables in a match.
+		// A rule of nft has its comment in the user data. A rule of iptables has it in a match.
 		accepts: rule.Comment == netfilter.AcceptComment ||
 			bytes.Contains(rule.Expressions, []byte(netfilter.AcceptComment)),
 	}
@@ -172,8 +174,8 @@ func targetOf(immediate []byte) string {
 	return ""
 }
 
-// deleteCopies deletes copies of weir's rules in a table that iptables can't print. Of the rules that lead from a
-// built-in chain to the same chain of weir's, it keeps the first one without a condition.
+// deleteCopies deletes copies of weir's rules in a table that iptables can't print. If several rules lead from a
+// built-in chain to the same chain of weir's, deleteCopies keeps only the first one without a condition.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(r *nftnl.Reader, f conf.Family, name string) error {

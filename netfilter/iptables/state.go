@@ -15,8 +15,8 @@ type state struct {
 
 type tables map[string]table
 
-// only returns the state of these families. A set that has the name of a wanted set counts as one of the wanted set's
-// family.
+// only returns the part of the state that belongs to the given families. If a set has the name of a wanted set, the
+// wanted set's family counts, because the set may be a foreign one of another family.
 func (s state) only(families []conf.Family, want *lowered) state {
 	of := map[string]conf.Family{}
 	for _, w := range want.sets {
@@ -64,18 +64,18 @@ func (t tables) unknown() (why []error) {
 type table struct {
 	// print is the fingerprint that the table had shortly before it was read.
 	print fingerprint
-	// at is the last generation of nf_tables at which the table had these rules, or 0 if it is unknown.
+	// at is the last generation of nf_tables at which the table had these rules. It is 0 if the generation is unknown.
 	at      uint32
 	rules   map[string][]string
 	unknown *unknown
 	numbers map[string]*numbering
 	// dormant is true if another program has switched the table off. Then its rules check no packets.
 	dormant bool
-	// misplaced has built-in chains at another hook than the one at which iptables puts them.
+	// misplaced has the built-in chains that another program has put at a wrong hook, or at none.
 	misplaced []string
 }
 
-// unknown has what is known of a table that iptables-save can't print. weir's rules can still be written there.
+// unknown describes a table that iptables-save can't print. weir's rules can still be written to this table.
 type unknown struct {
 	why     error
 	seen    map[string][]seen
@@ -92,8 +92,8 @@ type written struct {
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
 // stands reports whether weir's chains in mangle are complete enough to check every packet of a pod. It doesn't compare
-// the rules with the wanted ones, because another version of weir may have made them. It returns false if the rules
-// can't be read.
+// the rules with the wanted ones, because another version of weir may have made the rules. It returns false if the
+// rules can't be read.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -146,8 +146,8 @@ func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	return true
 }
 
-// parseSave parses iptables-save's output for one table. It also returns other programs' chains, because weir has rules
-// in some of them.
+// parseSave parses iptables-save's output for one table. The result has other programs' chains too, because weir has
+// rules in some of them.
 func parseSave(out string) table {
 	t := table{rules: map[string][]string{}}
 	for line := range strings.Lines(out) {
@@ -189,15 +189,15 @@ type set struct {
 	reading *reading // an earlier reading, or nil
 }
 
-// reading says what a set contains if the kernel's list of the set has this hash (ipset.Set.Print). It stays true after
-// changes of the set, because a changed set has another hash.
+// reading remembers what a set contained, and the hash of the kernel's list at that time (ipset.Set.Print). It is valid
+// even after the set has changed: whenever the list has this hash again, the set has these entries again.
 type reading struct {
 	print uint64
 	was   set
 }
 
 func newReading(print uint64, was set) *reading {
-	was.reading = nil // so that no chain of readings grows
+	was.reading = nil // otherwise each reading would hold all earlier ones
 	return &reading{print, was}
 }
 
@@ -223,7 +223,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 		}
 		for name, t := range s.tables[f] {
 			unchanged := !strings.Contains("\n"+p.restore[f], "\n*"+name+"\n")
-			if t.unknown != nil || unchanged { // the rules are as they were; a table that can't be read stays unknown
+			if t.unknown != nil || unchanged { // a table that can't be read stays unknown
 				next.tables[f][name] = t
 			}
 		}
@@ -235,9 +235,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// rereadUnknown reads the tables again that iptables can't print, and deletes copies of weir's rules. before is the
-// generation of nf_tables before the plan was carried out. If only the plan has changed nf_tables since, rereadUnknown
-// stores how nf_tables shows weir's chains.
+// rereadUnknown reads the tables again that iptables can't print, and deletes copies of weir's rules there. before is
+// the generation of nf_tables before the plan was carried out. If only the plan has changed nf_tables since,
+// rereadUnknown remembers in which form nf_tables shows weir's chains.
 func (d *Driver) rereadUnknown(s state, want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -10,12 +10,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxMultiport is how many ports one multiport match may have. A range counts as two ports (XT_MULTI_PORTS in
-// xt_multiport).
+// maxMultiport limits the ports of one multiport match. A range counts as two ports (XT_MULTI_PORTS in xt_multiport).
 const maxMultiport = 15
 
-// lowerRule returns the rule in the form of iptables-save, without "-A CHAIN". A rule that iptables can't express as
-// one becomes several.
+// lowerRule returns the rule in the form of iptables-save, without "-A CHAIN". If iptables can't express it as one
+// rule, lowerRule returns several rules.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	if r.Track == ruleset.First { // one rule can't match both unconfirmed and untracked packets
 		unconfirmed, untracked := r, r
@@ -63,7 +62,7 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule. It doesn't use package fmt, which would take several times as long.
+// ruleText returns the text of a rule. It avoids the package fmt, which would take several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)
@@ -94,8 +93,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if program := programs[f][r.Shape]; program != "" {
 		t.add(`-m bpf --bytecode "`, program, `"`)
 	}
-	// The kernel compares the conditions in this order. Ports precede sets, because a port takes a fifth of the time of
-	// a look-up in a set.
+	// The kernel compares the conditions in this order. Ports come before sets, because to compare a port takes a fifth
+	// of the time of a look-up in a set.
 	switch len(r.Ports) {
 	case 0:
 	case 1:
@@ -111,7 +110,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
-		// weir's comments contain spaces, so iptables-save prints them in quotes too.
+		// iptables-save prints quotes only around comments with spaces. All of weir's comments have spaces.
 		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`)
 	}
 	t.target(r)
@@ -144,8 +143,8 @@ var tracks = map[ruleset.Track]string{
 	probe.Unestablished:  "-m conntrack --ctstate INVALID,NEW,UNTRACKED",
 }
 
-// ruleset.First matches packets of connections that the kernel hasn't confirmed, and untracked packets. The kernel
-// confirms a connection when its first packet leaves the last hook.
+// A rule with ruleset.First becomes two rules: one for packets of connections that the kernel hasn't confirmed yet, and
+// one for untracked packets. The kernel confirms a connection when its first packet leaves the last hook.
 const (
 	unconfirmedTrack ruleset.Track = "unconfirmed"
 	untrackedTrack                 = probe.Untracked

@@ -12,8 +12,8 @@ import (
 
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the rule that clears weir's bits in the mark before a number is looked up. Otherwise bits of another
-// program would count as a number if the address is in no class.
+// clears returns the rule that clears weir's bits in the mark before the look-up of a number. Without this rule, bits
+// of another program would count as a number if the set doesn't have the address.
 //
 // Equivalent to, for egress:
 //
@@ -30,7 +30,8 @@ func (d dispatch) clears() string {
 // lowerDispatch returns three kinds of chains: the dispatch chain, which looks up the number of the pod's class; the
 // chain that jumps to the dispatch chain and then clears the mark; and the chains of the tree.
 //
-// Number 1 is that of the pods that no policy isolates. For three classes, and after the rule of clears, equivalent to:
+// Number 1 is the number of the pods that no policy isolates. With three classes, the rules that follow the rule of
+// clears are equivalent to:
 //
 //	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN
@@ -67,7 +68,7 @@ func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) [
 }
 
 // tree makes the chains that lead from a number to the chain of its class. Each chain divides the numbers by two more
-// bits, until few numbers are left.
+// bits. A chain with few numbers leads to the classes directly.
 type tree struct {
 	dispatch
 	*numbering
@@ -110,7 +111,7 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes a chain for the numbers n with n>>shift == first, and returns the rule that leads to the chain. The chain
+// node makes a chain for the numbers n with n>>shift == first. It returns the rule that leads to this chain. The chain
 // logs and drops packets whose number belongs to no class.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
@@ -139,7 +140,9 @@ func (t *tree) leaf(number int) string {
 }
 
 // lowerAround returns the lines of a chain whose rules lead to dispatch chains. No packet may leave the chain with a
-// number in its mark. So either the rules lead to chains that clear the mark, or the chain's last line clears the mark.
+// number in its mark. So the rules lead to dispatch.last instead of a dispatch chain, and dispatch.last clears the
+// mark. There is one exception: if a rule without conditions jumps to a dispatch chain, all jumps lead to dispatch
+// chains, and the last line of the chain clears the mark.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]

@@ -22,7 +22,7 @@ var trialDispatches = map[string]dispatch{
 }
 
 // trialCommands returns the commands that make the trial's chains, and lead packets of the loopback link into these
-// chains. If numbers is true, the class sets have numbers of classes.
+// chains. If numbers is true, the entries of the trial's class sets have numbers of classes.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
 // INPUT -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT
@@ -81,7 +81,7 @@ func masquerades(t *probe.Trial) (lines []string) {
 	return lines
 }
 
-// makeTrialChain returns commands that make the chain WEIR-TRIAL in the table. They lack the COMMIT.
+// makeTrialChain returns commands that make the chain WEIR-TRIAL in the table. The caller must add the COMMIT.
 func makeTrialChain(table string, lines []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", table, conf.TrialChain)
@@ -91,15 +91,15 @@ func makeTrialChain(table string, lines []string) string {
 	return b.String()
 }
 
-// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain. The
-// commands are two transactions. In a single one, iptables-legacy would delete the rules before it passes them to the
-// kernel.
+// tryCommands returns commands that make a chain of the lines, and delete it again. No packet enters the chain. The
+// commands are two transactions: in a single transaction, iptables-legacy would delete the rules before it passes them
+// to the kernel.
 func tryCommands(table string, lines []string) string {
 	return makeTrialChain(table, lines) + "COMMIT\n" + makeTrialChain(table, nil) + "-X " + conf.TrialChain + "\nCOMMIT\n"
 }
 
-// unusedRules are rules that only the backend iptables needs. The trial only checks that the kernel accepts them: none
-// of its packets matches them.
+// unusedRules are rules that only the backend iptables needs. No packet of the trial matches these rules: the trial
+// checks only that the kernel accepts them.
 func unusedRules(f conf.Family) []ruleset.Rule {
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ruleset.ICMPv6}[f]
 	all := []ruleset.Rule{
@@ -117,7 +117,8 @@ func unusedRules(f conf.Family) []ruleset.Rule {
 	return all
 }
 
-// makeTrialSets makes the trial's sets. numbers is true if the kernel supports numbers of classes in the class sets.
+// makeTrialSets makes the trial's sets. If the kernel supports marks in entries, the class sets have numbers of
+// classes, and numbers is true.
 func (d *Driver) makeTrialSets(t *probe.Trial) (lacks []string, numbers bool) {
 	numbers = true
 	for _, s := range t.Sets {
@@ -163,12 +164,12 @@ func (d *Driver) removeTrial(ctx context.Context, f conf.Family) {
 		}
 		head, end := "*"+table+"\n"+heads, ends+"COMMIT\n"
 		if d.once(ctx, f, head+jump+trialJumps[table]+"\n"+end) != nil {
-			_ = d.once(ctx, f, head+end) // the jump may be missing, so this deletes only the chains
+			_ = d.once(ctx, f, head+end) // the jump may be missing, so this try leaves it out
 		}
 	}
 }
 
-// trialChains returns the trial's chains that the table has.
+// trialChains returns the names of the trial's chains that exist in the table.
 func (f Flavour) trialChains(family conf.Family, table string) ([]string, error) {
 	all, err := f.chains(family, table)
 	return slices.DeleteFunc(all, func(name string) bool {
