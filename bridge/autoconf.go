@@ -106,9 +106,9 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether weir's link must not have this address: any address of a pod's port, a link-local
-// address, or an address that isn't permanent. Addresses from router advertisements aren't permanent
-// (linux/if_addr.h).
+// isAutoconfigured reports whether the kernel has given weir's link this address. weir gives its links only permanent
+// addresses that aren't link-local, and gives pods' ports no addresses at all. Addresses from router advertisements
+// aren't permanent (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
@@ -126,7 +126,7 @@ func (g noLinkLocalAddress) String() string {
 // Command returns the command that changes the mode. The command removes no address that the link already has.
 func (g noLinkLocalAddress) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
-// Check reads the sysctl addr_gen_mode. A missing link is not wrong, and neither is a link without IPv6.
+// Check reads the sysctl addr_gen_mode. It returns nil if the link is missing or has no IPv6.
 func (g noLinkLocalAddress) Check(o *Observed) error {
 	return sysctl{
 		Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true,

@@ -14,7 +14,7 @@
 //     and the packet passes the FORWARD hook, where policy is enforced.
 //   - Nothing is resolved or learned: neighbour entries are permanent, and the bridge has a static forwarding entry for
 //     each port.
-//   - A port's link stays down until Pair.Start or SetLinkUp.
+//   - A port's link stays down until Pair.Start or SetLinkUp is called.
 package bridge
 
 import (
@@ -41,8 +41,8 @@ const (
 	// guard treats every link with this prefix as a pod's.
 	PortPrefix = "weirp"
 
-	// bridgeGroup is the number of weir0's link group: the letters "weir" as bytes. No other link is in this group, so
-	// the guard recognizes weir0 by it.
+	// bridgeGroup is the number of weir0's link group: the letters "weir" as bytes. The guard recognizes weir0 by this
+	// group, because no other link is in it.
 	bridgeGroup = 0x77656972
 
 	defaultMTU = 1500
@@ -97,8 +97,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, disableBridgeNetfilter()
 }
 
-// readReady returns weir0, or nil if weir0 is incomplete. With a link-local address, which earlier versions of weir
-// left there, weir0 counts as incomplete.
+// readReady returns weir0, or nil if weir0 is incomplete. weir0 also counts as incomplete if it has a link-local
+// address. Earlier versions of weir left such an address there.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -232,7 +232,7 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// WithModule adds to the error of making a link which module of the kernel is missing, if that is the reason.
+// WithModule adds a hint to the error if the kernel couldn't make a link because it lacks this module.
 func WithModule(module string, err error) error {
 	if !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
@@ -286,7 +286,7 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// PodMAC returns the MAC for the pod's IPv4 address. Without an IPv4 address, it takes the first address.
+// PodMAC returns the MAC for the pod's IPv4 address. If the pod has none, PodMAC returns the MAC for its first address.
 func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	for _, a := range addrs {
 		if a.Addr.Is4() {

@@ -419,7 +419,7 @@ func TestShutPeer(t *testing.T) {
 	}
 }
 
-// TestPortExists: the answer makes little garbage, because the agent asks for each pod again and again.
+// TestPortExists: PortExists allocates little memory. The agent calls it for each pod again and again.
 func TestPortExists(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -26,7 +26,7 @@ var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 type Peer struct {
 	Name   string
 	Index  int
-	Bridge string // the bridge of which the link is a port; empty if the node routes the pod's packets
+	Bridge string // the bridge that has the link as a port; empty if the node routes the pod's packets
 }
 
 // FindPeer finds the node's end of an interface that another plugin made. It returns ErrBypassesForward if the
@@ -51,8 +51,8 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 	if missing != nil && !errors.As(missing, &netlink.LinkNotFoundError{}) {
 		return Peer{}, fmt.Errorf("look up the peer of %s: %w", ifName, missing)
 	}
-	// The node's number for the namespace is looked up after the link: the kernel gives a namespace its number when it
-	// first describes a link that leads there.
+	// This look-up comes after the link's: the kernel gives the namespace a number when it first describes a link that
+	// leads there.
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
 		return Peer{}, fmt.Errorf("look up the pod's namespace: %w", err)
@@ -81,8 +81,8 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone. It finds the link as peerLink does. If index is 0, ShutPeer sets the link down only if it leads to
-// the namespace netnsPath. The agent can't check this in its container, where it doesn't see the pods' namespaces.
+// the link is gone. It finds the link as peerLink does. If index is 0, ShutPeer sets the link down only if the link
+// leads to the namespace netnsPath. The agent's container has no such path, so the link then stays up.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Address) error {
@@ -110,8 +110,8 @@ func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Addre
 	return nil
 }
 
-// ShutPeersOf does what ShutPeer does, for the links that lead to these addresses, except weir's own links. It is for
-// pods whose links aren't known.
+// ShutPeersOf sets all links down that lead to these addresses, except weir's own links. It is for pods whose links
+// aren't known.
 func ShutPeersOf(addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
@@ -134,7 +134,7 @@ func ShutPeersOf(addrs []endpoint.Address) error {
 }
 
 // PeerExists reports whether the node has the link that another plugin made for a pod. The kernel deletes the link
-// together with the pod's network namespace. index is the link's index, or 0 if it isn't known.
+// together with the pod's network namespace. index is the link's index, or 0 if the index isn't known.
 func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -148,8 +148,8 @@ func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error
 // peerLink finds the link by its index, because another program may have renamed the link. If the index is 0, peerLink
 // finds the link by its name. It returns nil if the link is gone.
 //
-// A link with another name must lead to one of the addresses. Otherwise it is a later pod's link: a link that comes
-// from another network namespace keeps its index if the index is free on the node.
+// If the link with this index has another name, it must lead to one of the addresses. Otherwise it is a later pod's
+// link: a link that moves to the node from another network namespace keeps its index if the node has no such index.
 func peerLink(h netlinksafe.Handle, hostIf string, index int, addrs []endpoint.Address) (link netlink.Link, err error) {
 	if index == 0 {
 		link, err = h.LinkByName(hostIf)
@@ -249,12 +249,13 @@ func (l Link) filtered() bool {
 	return l.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && l.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1
 }
 
-// NeedsNoIPv6 reports whether the node itself needs no IPv6 on the link that another plugin made for a pod.
+// NeedsNoIPv6 reports whether the node itself needs no IPv6 on the link that another plugin made for a pod. IPv6
+// packets that the node accepts from such a link may bypass policy:
 //
-//   - A bridge hands frames to link-local MACs of IEEE 802.1D to the node's IP stack as received on the port, past the
-//     hooks of the bridge. All other packets reach the node from the bridge.
-//   - The kernel gives a link that the node routes a link-local address. If no pod of the node has an IPv6 address, the
-//     node has no rules for IPv6.
+//   - The link is a bridge's port: frames to link-local MACs of IEEE 802.1D reach the node's IP stack from the port,
+//     past the hooks of the bridge. All other frames reach the node from the bridge, so the port needs no IPv6.
+//   - The link is no bridge's port: the kernel gives it a link-local address, to which the pod can send. If no pod of
+//     the node has an IPv6 address, the node has no rules for IPv6.
 func NeedsNoIPv6(e endpoint.Endpoint) bool {
 	six := func(a endpoint.Address) bool { return a.Addr.Is6() }
 	return e.Chained && e.HostIf != "" && (e.BridgeIf != "" || !slices.ContainsFunc(e.Addresses, six))
@@ -268,7 +269,7 @@ func sysctlWithoutIPv6(link string) sysctl {
 }
 
 // withoutIPv6 is the property that the node itself speaks no IPv6 on the link with this name and index. A later pod's
-// link may have the same name, so a link with another index isn't checked. Index is 0 if it isn't known.
+// link may have the same name, so a link with another index isn't checked. Index is 0 if the index isn't known.
 type withoutIPv6 struct {
 	sysctl
 	Index int

@@ -124,8 +124,8 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. The errors repeat the
-// parameter where, such as "on the node".
+// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. The parameter where, such as
+// "on the node", is part of the errors' text.
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error
 	for _, i := range all {

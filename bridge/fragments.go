@@ -153,8 +153,8 @@ func reassembly(nodeMemory uint64) []Property {
 	return all
 }
 
-// SetReassembly sets the node's limits for reassembly. If the administrator has set a larger memory or a shorter
-// time, it stays.
+// SetReassembly sets the node's limits for reassembly. A larger memory or a shorter time stays, because the
+// administrator may have set it.
 func SetReassembly() error {
 	memory, err := NodeMemory()
 	if err != nil {

@@ -55,8 +55,8 @@ type senderKeys map[string]map[string]bool
 // elements has elements of the guard's sets, by the name of the set.
 type elements map[string][]nftables.SetElement
 
-// elements returns the sender's elements in senders4 and senders6. It leaves out the element in quickSet, because that
-// element only saves time: without it, the port may send as well.
+// elements returns the sender's elements in senders4 and senders6. It leaves out the elements in quickSet, because the
+// port may also send without them: they only save time.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
@@ -228,11 +228,12 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 }
 
 // RepairGuard restores the guard's rules and entries in one transaction, and then deletes leftovers. It returns the
-// senders that the guard lacked. damaged is true if the rules were wrong or couldn't be read. If the sets or the
-// senders can't be read, it repairs only the rules and returns the error.
+// senders that the guard lacked. damaged is true if the rules were wrong. If the rules can't be read, RepairGuard
+// writes all rules and returns the error. If the sets or the senders can't be read, it repairs only the rules and
+// returns the error.
 //
 // RepairGuard reads the sets before it calls the function current, which reads the records. A port's record exists
-// longer than its entries, so an entry without a record is a leftover.
+// longer than the port's entries, so an entry without a record is a leftover.
 func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -295,8 +296,8 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// makeOrReplaceGuard replaces the whole guard if the kernel refuses the additions: a set or a chain may have a wrong
-// type.
+// makeOrReplaceGuard adds what the guard lacks. If the kernel refuses, it replaces the whole guard, because a set or a
+// chain may have a wrong type.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

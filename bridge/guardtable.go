@@ -22,7 +22,7 @@ func makeGuard(add elements) error {
 }
 
 // logIfPossible calls the function commit for a guard that logs. Some kernels can't log frames of a bridge, so after an
-// error it calls commit for a guard without log. It returns the first error if both fail.
+// error it calls commit for a guard without log. It returns the first error if both calls fail.
 func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	var first error
 	for _, logs := range []bool{true, false} {
@@ -84,7 +84,8 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact compares the chains and rules of the guard's tables, but not the sets. Rules may lack the log.
+// guardIntact reports whether the kernel has all chains and rules of the guard. It doesn't look at the sets. Rules
+// without a log count as intact, because some kernels can't log frames of a bridge.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {
@@ -126,8 +127,8 @@ func RemoveGuard() error {
 	return errors.Join(errs...)
 }
 
-// removeTable deletes the table in a transaction of its own, because an absent table fails its whole transaction. An
-// absent table is no error.
+// removeTable deletes the table in a transaction of its own. If the table is absent, the kernel refuses the whole
+// transaction, and removeTable returns nil.
 func removeTable(conn *nftables.Conn, t *nftables.Table) error {
 	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -14,8 +14,8 @@ import (
 )
 
 // addrGenModeNone means that the kernel makes no link-local address for a link (IN6_ADDR_GEN_MODE_NONE). The kernel
-// then sends no redirects from weir0 and solicits no router. It also doesn't look for duplicates of the address: that
-// would delay a pod by two seconds.
+// then sends no redirects from weir0 and solicits no router. It also saves the search for duplicates of the link-local
+// address, which would delay a pod by two seconds.
 const addrGenModeNone = 1
 
 // ensureIPv6 gives weir0 addresses with /128. With the subnet's prefix length, the node would also answer for the
@@ -48,8 +48,8 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv6 makes the node a router. A router ignores router advertisements unless accept_ra is 2 (see
-// uplinksAcceptRA).
+// forwardIPv6 makes the node a router. A router accepts router advertisements only on links with accept_ra 2, so
+// forwardIPv6 first sets accept_ra on the links that need it (see uplinksAcceptRA).
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {

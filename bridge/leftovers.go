@@ -60,8 +60,9 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 
 // PodAddresses returns the addresses in all network namespaces to which a link of the node leads. It asks for them by
 // the node's numbers for the namespaces. So it also works in the agent's container, which has neither the namespaces'
-// paths nor the right to enter them. With each address it returns the links that lead to the address's interface. If
-// there are none, it returns all links to the namespace. It skips namespaces that the kernel is deleting.
+// paths nor the right to enter them. With each address it returns the link that leads to the address's interface. If
+// no link leads to the interface, it returns all links to the namespace. It skips namespaces that the kernel is
+// deleting.
 //
 // Equivalent to, for each namespace: ip -n NETNS address show
 func PodAddresses() (map[netip.Addr][]Peer, error) {
@@ -95,14 +96,14 @@ func PodAddresses() (map[netip.Addr][]Peer, error) {
 	return all, nil
 }
 
-// isOver reports whether the namespace is gone, or being deleted: then no process is in it. The kernel still lists the
-// links that lead there for a while, and knows no namespace with their number.
+// isOver reports whether the namespace is gone or being deleted. For a while, the kernel still lists the links that
+// lead to such a namespace, although it no longer knows the namespace's number.
 func isOver(lists *batch.Dumper, namespace int) bool {
 	return errors.Is(lists.Dump(getNamespace(namespace), func([]byte) bool { return true }), unix.ENOENT)
 }
 
-// addAddresses adds an interface's address, and the address of its other end if there is one. elsewhere is true if the
-// interface is in another namespace than the node's.
+// addAddresses adds an interface's address. For a point-to-point interface, it also adds the other end's address.
+// elsewhere is true if the interface is in another namespace than the node's.
 func addAddresses(m []byte, links []Link, to map[netip.Addr][]Peer) (elsewhere bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
 		return false
@@ -160,7 +161,8 @@ func senderOf(k []byte) (Sender, bool) {
 	}, ok
 }
 
-// ForbidPort removes all entries of the port from the guard's sets. MACs and addresses need not be known.
+// ForbidPort removes all entries of the port from the guard's sets. Unlike ForbidSender, it needs no MAC and no
+// addresses.
 func ForbidPort(hostIf string) error {
 	all, err := Senders()
 	if err != nil {
@@ -176,7 +178,7 @@ func ForbidPort(hostIf string) error {
 	return nil
 }
 
-// PortExists reports whether the node has the link. The kernel deletes it together with the pod's network
+// PortExists reports whether the node has the link. The kernel deletes the link together with the pod's network
 // namespace.
 //
 // Equivalent to: ip link show HOSTIF

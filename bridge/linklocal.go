@@ -98,10 +98,10 @@ func askedSet() *nftables.Set {
 //
 //   - Multicast passes, because switches and routers need pods' reports of multicast listeners. But no pod may become
 //     the router of the node or of other pods.
-//   - Others' neighbour discovery passes, because a router on the bridge may send pods router advertisements.
+//   - Neighbour discovery of other hosts passes, because a router on the bridge may send pods router advertisements.
 //   - Packets from link-local addresses to pods' other addresses pass, because policies are enforced on these packets.
-//   - Packets from the node to its pods always pass. The bridge family doesn't track connections, so a pod's answers
-//     are recognised by their contents: a TCP packet without ACK begins a connection.
+//   - Packets from the node to its pods always pass. The bridge family doesn't track connections, so the rules
+//     recognise a pod's answers by their contents: a TCP packet with ACK or RST is an answer.
 func linkLocalChains(ports, asked *nftables.Set) []nft.Chain {
 	table := linkLocalTable()
 	accept := nft.Verdict(expr.VerdictAccept, "")
@@ -214,8 +214,8 @@ func flow(node, pod, nodePort, podPort uint32) []expr.Any {
 	}
 }
 
-// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. Records of earlier
-// versions of weir have no index, so it looks the index up. It leaves out ports whose links are gone.
+// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. It looks up indexes
+// that records of earlier versions of weir lack. It leaves out ports whose links are gone.
 func LinkLocalPorts(endpoints map[string]endpoint.Endpoint) ([]uint32, error) {
 	var ports []uint32
 	for _, e := range endpoints {
@@ -238,7 +238,7 @@ func LinkLocalPorts(endpoints map[string]endpoint.Endpoint) ([]uint32, error) {
 }
 
 // LinkLocalPortsAt returns the indexes of the links that lead to these addresses, except weir's own links. It is for
-// pods whose records can't be read, so it isn't known whether their links are ports of a bridge.
+// pods whose records can't be read: their links may be ports of a bridge.
 func LinkLocalPortsAt(addrs []endpoint.Address) (ports []uint32, err error) {
 	if len(addrs) == 0 {
 		return nil, nil

@@ -17,7 +17,7 @@ import (
 )
 
 // dump reads a list from the kernel, and parses each message. If the list changes meanwhile, dump reads it again, up to
-// five times in all. The function parse must not keep parts of a message, because the next message overwrites it.
+// five times in all. The function parse must not keep parts of a message, because the next message overwrites them.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {
@@ -143,8 +143,8 @@ func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	if mtu, ok := o.mtus[port.Index]; ok || port.PeerNS < 0 || port.Peer <= 0 {
 		return mtu, nil
 	}
-	// The answer about one link has no end mark as a list has. The acknowledgement tells Dump that the answer is
-	// whole.
+	// Unlike a list, the answer about one link has no end mark. The acknowledgement tells Dump that the answer is
+	// complete.
 	get := getPeer(port)
 	get.Flags |= unix.NLM_F_ACK
 	err = o.lists.Dump(get, func(m []byte) bool {

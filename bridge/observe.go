@@ -22,8 +22,8 @@ import (
 // errUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
 var errUnknown = errors.New("it can't be read")
 
-// Observed is the kernel's state as Observe has read it. If a part couldn't be read, the properties that need it
-// are unknown.
+// Observed is the kernel's state as Observe has read it. If a part couldn't be read, the properties that depend on
+// this part are unknown.
 type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // the addresses of each link, by the link's index
@@ -118,7 +118,7 @@ func (o *Observed) Lasts() bool {
 	return o.readError() == nil
 }
 
-// Close frees the socket. After that, PodMTU doesn't work.
+// Close closes the netlink socket. After that, PodMTU doesn't work.
 func (o *Observed) Close() { o.lists.Close() }
 
 func readSysctl(key string) (string, error) {

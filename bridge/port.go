@@ -44,7 +44,7 @@ type Port struct {
 	Netns     netns.NsHandle
 	MAC       net.HardwareAddr // the MAC of the pod's end
 	Addresses []endpoint.Address
-	Routes    []conf.Route // added to the default routes; a default route among them replaces that of its family
+	Routes    []conf.Route // more routes; a default route here replaces weir's default route of the same family
 	Alias     string       // the alias of the node's end, which names the pod
 }
 
@@ -191,7 +191,7 @@ func SetLinkUp(hostIf string) error {
 	return err
 }
 
-// linkWait limits Start. On a quiet machine the kernel needs less than a millisecond.
+// linkWait is how long Start waits at most. On a quiet machine the kernel needs less than a millisecond.
 const linkWait = time.Second
 
 // Start sets the node's end of the pair up. Then it waits until packets pass the pair in both directions, for at most a

@@ -16,7 +16,8 @@ import (
 )
 
 // portOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
-// that of the pod's end. A missing link is not wrong: the kernel deletes the link with the pod's network namespace.
+// that of the pod's end. A missing link is no fault of weir0: the kernel deletes the link together with the pod's
+// network namespace.
 type portOnBridge struct {
 	HostIf string
 	Up     bool
@@ -249,10 +250,11 @@ func (b filteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }
 
-// Check reads the bridge's options. It also fails without the module br_netfilter. A missing bridge is not wrong.
+// Check reads the bridge's options. It also returns an error if the module br_netfilter isn't loaded. If the bridge is
+// missing, Check returns nil.
 func (b filteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
-	if err != nil || !ok { // without the bridge its pods are gone too
+	if err != nil || !ok { // without the bridge, no packets pass between its ports
 		return err
 	}
 	// The bridge has the options even if br_netfilter, which reads them, isn't loaded.

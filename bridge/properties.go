@@ -131,8 +131,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have: k.MAC if that is known, otherwise the MACs of all gateways. weir0 got
-// the MAC of its first gateway, but which was the first may be unknown.
+// macs returns the MACs that weir0 may have: k.MAC if that is known, otherwise the MACs of all gateways. weir0 has the
+// MAC of the gateway with which it was made, and this gateway may be unknown.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -156,8 +156,8 @@ func sysctlsIPv4() []Property {
 	}
 }
 
-// forwardingIPv4 returns the sysctl of a single link. ip_forward sets it for all links, but another program can unset
-// it for one.
+// forwardingIPv4 returns the sysctl "forwarding" of one link. ip_forward sets this sysctl for all links, but another
+// program can unset it for one link.
 func forwardingIPv4(link string) Property {
 	return sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,

@@ -61,7 +61,7 @@ func getLink(name string) *nl.NetlinkRequest {
 // Equivalent to: ip -n NETNS link show IFNAME
 func getPeer(l Link) *nl.NetlinkRequest {
 	r := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, l.Peer), withoutStatistics())
-	if l.PeerNS >= 0 { // else it is in the node's namespace
+	if l.PeerNS >= 0 { // otherwise the other end is in the node's own namespace
 		r.AddData(number(unix.IFLA_TARGET_NETNSID, l.PeerNS))
 	}
 	return r

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// The guard is three nftables tables. "bridge weir" sees each frame that a port hands to the bridge, and drops a
-// frame unless its MAC and address are those of the port's pod. The two tables weir-ports drop packets that reach the
-// node's IP stack without passing "bridge weir". portRules and guardChains give the reasons for the rules.
+// The guard is three nftables tables. "bridge weir" sees each frame that a port hands to the bridge, and drops frames
+// with a MAC or address that the port's pod doesn't have. The two tables weir-ports drop packets that reach the node's
+// IP stack without passing "bridge weir". portRules and guardChains give the reasons for the rules.
 //
 //	table bridge weir {
 //	  set senders4 { typeof iifname . ether saddr . ip saddr }
@@ -102,13 +102,13 @@ func guardSetsByName() map[string]*nftables.Set {
 
 // guardChains returns the chains of the guard's tables. Reasons for the chains of the two tables weir-ports:
 //
-//   - The bridge hands frames to link-local MACs directly to the IP stack, unless a port forwards them (linkLocalMACs).
-//     If another program changes this setting of a port, these chains drop the frames.
+//   - linkLocalMACs makes a port forward frames to link-local MACs. If another program changes this setting, the bridge
+//     hands such frames directly to the IP stack, and these chains drop them.
 //   - An ordinary packet of a pod reaches the IP stack from weir0. So a packet from a port has bypassed the guard.
 //   - Priority -450 comes before connection tracking reassembles fragments (-400).
 //   - The first rule of "prerouting" compares weir0's link group, because comparing a name takes three times as long.
-//   - Neighbour discovery and ARP out of the tunnel are dropped: a router advertisement would give the node a default
-//     route. The gate (package overlay) doesn't drop them if they come from addresses of pods.
+//   - Nodes need no neighbour discovery and no ARP out of the tunnel, and a router advertisement would give the node a
+//     default route. The gate (package overlay) doesn't drop such packets if they come from addresses of pods.
 func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	tables := guardTables()
 	bridge, inet, arp := tables[0], tables[1], tables[2]
@@ -167,8 +167,10 @@ func forgedRules() []nft.Rule {
 // portRules returns the rules of the chain "ports". Reasons for some of them:
 //
 //   - The first rule accepts nearly all frames of pods, and so saves the time of the other rules. It accepts no frame
-//     that a later rule drops or limits. It skips multicast, because the MACs that are for bridges are multicast.
-//   - portmap sets route_localnet on weir0, and then the kernel routes packets to loopback addresses.
+//     that a later rule drops or limits. For example, it accepts no multicast, because the MACs that are reserved for
+//     bridges are multicast MACs.
+//   - The rule for loopback addresses is needed where portmap sets route_localnet on weir0: the kernel then routes
+//     packets to these addresses.
 //   - Pods need no neighbour discovery, because their neighbour entries are permanent. The guard can't check messages
 //     of neighbour discovery: the address that such a message announces is inside the message.
 //   - If a pod has no IPv6 address, senders6 has no element for its port, so the pod can't send IPv6.
@@ -207,7 +209,7 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 	return nft.Rule{Comment: comment, Exprs: nft.Join(parts...)}
 }
 
-// notFromPort matches packets that don't come by a pod's port. Without a final NUL, the comparison covers every
+// notFromPort matches packets that don't come by a pod's port. The compared text has no final NUL, so it covers every
 // name that begins with PortPrefix: nft's "weirp*".
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }

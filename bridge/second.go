@@ -53,9 +53,9 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 }
 
 // addSecondaryRoutes returns the routes of the interface. If the pod's default route already leads out of another
-// interface, this is a second interface, as Multus adds them. addSecondaryRoutes adds a route to a second interface's
-// network, which replaces its default route. It also adds a table with a default route for packets from the interface's
-// own address, because the guard allows this address on no other port.
+// interface, this is a second interface, as Multus adds them. Instead of a default route, a second interface gets a
+// route to its own network. It also gets a table with a default route for packets from its own address, because the
+// guard allows this address on no other port.
 //
 // Equivalent to, in the pod:
 //

@@ -125,7 +125,7 @@ func writeSysctl(key, value string) error {
 }
 
 // uplinksAcceptRA is the property that links with routes from router advertisements accept further advertisements. A
-// node that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
+// node that forwards packets accepts them only if accept_ra is 2. Otherwise its default route expires.
 type uplinksAcceptRA struct{}
 
 func (uplinksAcceptRA) Kind() Kind { return KindSysctl }
@@ -157,15 +157,15 @@ func (uplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, errUnknown, err)
 		}
-		if have == "1" { // on a router, 1 has no effect; 0 is the administrator's decision
+		if have == "1" { // on a router, 1 has no effect
 			wrong = append(wrong, l.Name)
 		}
 	}
 	return wrong, nil
 }
 
-// Check names the links that have routes from router advertisements, and accept_ra 1. With accept_ra 0 a link is not
-// wrong: the administrator chose it.
+// Check names the links that have routes from router advertisements, and accept_ra 1. It doesn't name links with
+// accept_ra 0, because the administrator has chosen this value.
 func (l uplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

@@ -85,8 +85,8 @@ var nodeGroups = []uint{
 }
 
 // WatchNode calls the function changed after node settings or paths to other nodes have changed, or may have. weir's
-// own changes count too. WatchNode first calls changed at once, with all news. It returns when ctx ends, or with an
-// error if it can't listen to the kernel.
+// own changes count too. The first call comes at once, with all fields of News set. WatchNode returns when ctx ends,
+// or with an error if it can't listen to the kernel.
 //
 // Equivalent to: ip monitor link address neigh route rule nexthop netconf
 func WatchNode(ctx context.Context, changed func(News)) error {

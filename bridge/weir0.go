@@ -170,7 +170,7 @@ func (a gatewayAddress) Command() string {
 	return fmt.Sprintf("ip addr replace %s dev %s%s", bridgeAddress(a.Gateway), Name, nodad)
 }
 
-// Check looks for the address, unless weir0 is missing.
+// Check looks for the address. It returns nil if weir0 is missing.
 func (a gatewayAddress) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.addresses)
 	if err != nil || !ok {
@@ -226,8 +226,9 @@ func (r routeToBridge) Command() string {
 	return fmt.Sprintf("ip route append %s dev %s%s", r.Dst, Name, source)
 }
 
-// Check looks for the route in its table, unless weir0 is missing. If another route to the same destination comes
-// first, the kernel doesn't use weir's route. For example, the bridge of an earlier pod network has the same subnet.
+// Check looks for the route in its table. It returns nil if weir0 is missing. Another route to the same destination
+// may come first, for example that of an earlier pod network's bridge. The kernel then doesn't use weir's route, and
+// Check returns an error.
 func (r routeToBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.routes)
 	if err != nil || !ok {
