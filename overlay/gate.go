@@ -13,11 +13,11 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// Gate is the nftables table "inet weir-tunnel". It checks tunnel packets, and packets from addresses of pods. Policies
-// on the receiving node trust the source address of such a packet. So a host that could send packets from a pod's
-// address would pass for that pod.
+// Gate is the nftables table "inet weir-tunnel". It checks tunnel packets, and packets from addresses of pods. The
+// rules for policies trust the source address of a packet. Without the gate, a host that sends from a pod's address
+// would have the rights of that pod.
 //
-// A tunnel packet is a UDP packet to the tunnels' port and to a node's InternalIP:
+// A tunnel packet is a UDP packet to the tunnels' port and to a node's InternalIP. With the gate:
 //
 //   - It isn't tracked. So its destination is never translated, and no ICMP error is RELATED to it.
 //   - It is never forwarded, and pods can't send it.

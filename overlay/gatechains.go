@@ -83,7 +83,7 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 		return nil, nil, nil
 	}
 	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
-	// Ordinary packets of pods come from weir0. A packet has a port's name here only if its frame bypassed the bridge.
+	// Ordinary packets of pods come from weir0. A packet comes from a port only if its frame bypassed the bridge.
 	fromPort := match{
 		fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix)),
 	}
@@ -245,8 +245,8 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink matches a packet if the route to its source uses another link than the packet came by, or doesn't
-// exist.
+// wrongLink matches a packet if the route to its source leads to another link than the one by which the packet came,
+// or if there is no route to its source.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

@@ -285,8 +285,8 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	return p, true
 }
 
-// path returns false if the address to can't be another node's. If the look-up of the path fails, it returns an empty
-// Path and true: with false, the existing tunnel to the node would be removed.
+// path returns the path to the other node's address, or false if no other node can have this address. If the look-up
+// fails, it returns an empty Path and true: with false, the existing tunnel to the node would be removed.
 func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {

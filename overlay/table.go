@@ -42,7 +42,7 @@ func openTransaction() (*nftables.Conn, error) {
 
 // Apply makes the kernel's table equal to the gate. If only elements are wrong, and few of them must be deleted,
 // it changes only elements. Otherwise it replaces the table in one transaction. replaced is true if the table was
-// missing, or something other than elements was wrong. t has the counts of the table before.
+// missing, or something other than elements was wrong. t has the counts of the previous table.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -68,8 +68,8 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the gate anew if one of its chains is missing, empty or at another hook. Other rules in the
-// chains may stay. The agent calls it while the nodes aren't known.
+// EnsureExists makes the gate anew if one of its chains is missing, empty or at another hook. It doesn't compare the
+// rules in the chains: while the nodes aren't known, the agent can't compute the rules. It then calls EnsureExists.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {
