@@ -22,7 +22,7 @@ import (
 )
 
 // Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues after a
-// request that fails. It answers only the last request and each request that fails (netlink_rcv_skb in
+// request that fails. It reports errors of all requests, but acknowledges only the last request (netlink_rcv_skb in
 // net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 

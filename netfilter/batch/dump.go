@@ -44,7 +44,7 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 	if err := d.open(); err != nil {
 		return err
 	}
-	// If a part of the list is still in the socket, another request can't use the socket, so it is closed.
+	// If a part of the list is still in the socket, no other request can use the socket, so Dump closes it.
 	whole := false
 	defer func() {
 		if !whole {

@@ -58,7 +58,7 @@ func Delete(addrs ...netip.Addr) error {
 }
 
 // listedForAPass is how many connections the kernel can list in the time in which it finds and deletes the connections
-// of one address. In a smaller table, one list is quicker.
+// of one address. If the table has at most this many connections per address, one list of all connections is quicker.
 const listedForAPass = 4000
 
 // entries returns the number of entries of the connection table. If the number is unknown, it returns math.MaxInt.

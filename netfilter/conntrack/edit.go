@@ -74,8 +74,8 @@ func (e Edit) kernelOperation() int {
 	return nl.IPCTNL_MSG_CT_NEW
 }
 
-// attributes returns the request's attributes behind the entry's key. A request to delete contains the entry's ID, so
-// that the kernel deletes no later entry with the same key.
+// attributes returns the attributes that follow the entry's key in the request. A request to delete contains the
+// entry's ID, so that the kernel deletes no later entry with the same key.
 //
 // Equivalent to: conntrack -U KEY --label-add 127 (or --label-del); conntrack -D KEY, if the entry has the ID
 func (e Edit) attributes() []*nl.RtAttr {

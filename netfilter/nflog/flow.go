@@ -31,8 +31,8 @@ const (
 // Flow has the addresses, protocol and ports of a packet, as far as the packet's headers have them. Flows can be keys
 // of a map.
 type Flow struct {
-	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form. Arrays need no pointers, unlike
-	// netip.Addr.
+	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form. The fields are arrays, because a
+	// netip.Addr contains a pointer, and the garbage collector would have to look at it.
 	Src, Dst [16]byte
 	// EtherType is IPv4's, IPv6's or ARP's. For any other value, the other fields are zero.
 	EtherType uint16

@@ -77,10 +77,9 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting gives the chain FORWARD of each of these families weir's rules, if the family is wanted, and deletes
-// weir's other rules there. repaired is true if rules that the driver had written before were missing. Errors appear
-// only in the notes: without these rules, the chain may drop pods' packets, but no packet passes that the policies
-// deny.
+// keepAccepting writes weir's rules into the chain FORWARD of each of these families that has a table in want. It
+// deletes weir's other rules there. repaired is true if rules that the driver had written before were missing. Errors
+// appear only in the notes: without weir's rules, the chain may drop pods' packets, but it lets no denied packet pass.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered, families []conf.Family) (repaired bool) {
 	for _, f := range families {
 		var rules []nftnl.Rule
@@ -127,8 +126,8 @@ func (d *Driver) forgetLegacy() {
 	}
 }
 
-// accept puts weir's rules into the family's chain FORWARD: before the rules that refuse everything, or at the end if
-// there are no such rules.
+// accept puts weir's rules into the family's chain FORWARD: before the rules that refuse all new connections, or at the
+// end if there are no such rules.
 func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
 	for range triesOfAChange {
 		var b nftnl.Batch

@@ -13,7 +13,7 @@ import (
 )
 
 // Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
-// returns a sentence with the kernel's error. If Lacks itself returns an error, that says nothing about the needs.
+// returns a sentence with the kernel's error. An error of Lacks itself doesn't mean that a need isn't met.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
@@ -62,7 +62,7 @@ func endTrial(at nftnl.Table) {
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
 	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
-	pods.Entries = t.Sets[0].Entries // the sets of pairs contain this address twice
+	pods.Entries = t.Sets[0].Entries // the lowering makes the sets of pairs from these entries
 	links := ruleset.Set{Name: f.Set(conf.LinksSet), Kind: ruleset.AddressLinks, Family: f, Role: ruleset.Checked}
 	rules := t.Rules()
 	never := []ruleset.Rule{

@@ -174,8 +174,8 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they equal those of the last known state, it returns that state (the
-// parameter before), and no copy.
+// readSet reads the elements of a set. The parameter before is the last known state of the set. If the elements haven't
+// changed, readSet returns before itself and no copy, so that later comparisons are quick.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil

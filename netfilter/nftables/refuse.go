@@ -13,11 +13,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the refused parts that may be missing: a ruleset that lacks them allows less, and never more.
+// refusedParts returns the refused parts that a ruleset may lack, because it then allows less, and never more.
 // someElement is true if the kernel refused elements of a set that opens (ruleset.Set.Opens), and didn't name them.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
-	missing := map[key]bool{} // refused sets. The kernel also refuses rules that use them, even good ones
+	missing := map[key]bool{} // the refused sets; the kernel therefore also refuses good rules that use them
 	for _, r := range refused.Refusals {
 		if about, ok := r.About.(aSet); ok && about.set.opens {
 			missing[key{about.family, about.set.Name}] = true

@@ -17,7 +17,7 @@ import (
 // is looked up once in a map, but perhaps twice in a set of peers: for its source and for its destination. A new
 // class's chain is made before pods move to it.
 
-// step is the part of a change in which an element changes. The parts have this order.
+// step is a part of a change. The constants have the order in which the parts are carried out.
 type step int
 
 const (
@@ -165,9 +165,9 @@ func (c *change) states() []*table {
 		return []*table{c.want}
 	}
 	slices.Sort(c.moving)
-	first := 1 // the pods of one map move directly
+	first := 1 // the pods of the first map need no temporary chains
 	if c.rules {
-		first = 0 // not if rules also change
+		first = 0 // if rules also change, the pods of all maps need them
 	}
 	var states []*table
 	if len(c.moving) > first {

@@ -25,7 +25,7 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 		v.Proto = proto
 		return v
 	}
-	// For IPv6, the condition named directly also matches the protocol.
+	// For IPv6, the condition "directly" compares the protocol.
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f]
 	self := []ruleset.SetMatch{{Name: f.Set(conf.SelfSet), By: bothEnds}}
 	inner := []ruleset.SetMatch{{Name: f.Set(conf.ErrorsSet), By: innerEnd}}

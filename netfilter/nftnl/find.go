@@ -13,8 +13,8 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Question asks for the element of a set with this key. In a set of networks, it asks for the network that contains the
-// address.
+// Question asks for the element of Set that has the key of Element. In a set of networks, it asks for the network that
+// contains the address.
 type Question struct {
 	Table Table
 	Set   Set
@@ -94,8 +94,8 @@ func (q Question) unknown(err error) error {
 	return wrap(err, "look up an element of set %s", q.Set.Name)
 }
 
-// between returns the network from the address first to the address before behind. The zero value of behind means the
-// end of all addresses. ok is false if these addresses aren't exactly one network.
+// between returns the network that begins with the address first and ends just before the address behind. If behind is
+// the zero value, the network ends with the last of all addresses. ok is false if there is no such network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

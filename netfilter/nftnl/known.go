@@ -2,12 +2,12 @@ package nftnl
 
 import "slices"
 
-// KnownChanges says which generations (change numbers) of nf_tables a driver knows: it has made the change itself, or
-// has read the tables since.
+// KnownChanges says which generations (change numbers) of nf_tables a driver knows. The driver knows a generation if it
+// has made the change itself, or has read the tables since.
 //
-// The kernel doesn't say who made a generation, so KnownChanges counts: after the driver has made three changes, the
-// next three generations count as the driver's. If another program made one of these three, one of the driver's own
-// generations is left over. This one then counts as another program's, so the driver reads everything again.
+// The kernel doesn't say which program made a change, so KnownChanges counts: after the driver has made three changes,
+// the next three generations count as the driver's. If another program made one of these three, one of the driver's own
+// generations is left over. It then counts as another program's, so the driver reads everything again.
 type KnownChanges struct {
 	// ReadAt is the generation at which the tables were last read, or 0 if it is unknown. After a reading, a driver
 	// replaces its KnownChanges by one with this field alone.

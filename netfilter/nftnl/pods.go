@@ -95,9 +95,9 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 }
 
 // PurgeEarly deletes the addresses like Purge, but doesn't wait until the kernel has freed the elements. It is for a
-// process that then deletes the pod's link, and after that calls Purge. The caller must call the function later after
-// it has deleted the link. That function closes the sockets. By then the kernel has freed the elements, so the wait
-// that Sender describes is over. PurgeEarly ignores errors, because Purge deletes the addresses that are left.
+// process that then deletes the pod's link, and after that calls Purge. When the link is deleted, the caller must call
+// the returned function, which closes the sockets. By then the kernel has freed the elements, so closing needn't wait
+// (see Sender). PurgeEarly ignores errors, because Purge deletes the addresses that are left.
 func (PodSets) PurgeEarly(addrs ...netip.Addr) (later func()) {
 	r, s := NewReader(), &Sender{}
 	_ = purge(r, s, addrs)

@@ -24,7 +24,7 @@ const (
 	Port                      // inet_service
 	Verdicts                  // ipv4_addr : verdict
 	AddressPair               // ipv4_addr . ipv4_addr: the same address twice
-	InnerPair                 // ip saddr . @th,192,32: an address, and again as the destination inside an ICMP error
+	InnerPair                 // ip saddr . @th,192,32: an address as source, and as destination inside an ICMP error
 )
 
 // layouts has nft's names for the layouts in a table for IPv4.

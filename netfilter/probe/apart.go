@@ -17,8 +17,8 @@ import (
 
 // Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
 // Apart can't make a namespace, it calls the function in the node's own: the agent's container, for example, has no
-// right to make one. Apart returns an error only if a thread couldn't leave the new namespace. In this case too, the
-// function has run. The thread ends.
+// right to make one. Apart returns an error only if a thread couldn't leave the new namespace. The function has run
+// then too, and the thread ends.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
 func Apart(do func()) error {
@@ -46,8 +46,8 @@ func InScratch(do func()) error { return inScratch(do, netns.Set) }
 func inScratch(do func(), enter func(netns.NsHandle) error) error {
 	done := make(chan error)
 	go func() {
-		// Go ends a thread that is still locked when its goroutine ends. No other goroutine may use a thread in the wrong
-		// namespace.
+		// Go ends a thread that is still locked when its goroutine ends. So no other goroutine uses a thread in the
+		// wrong namespace.
 		runtime.LockOSThread()
 		own, err := netns.Get()
 		if err != nil {
@@ -56,7 +56,7 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 			return
 		}
 		defer func() { _ = own.Close() }()
-		// netns.New would also open the new namespace. If that failed, the thread would stay in the new namespace.
+		// netns.New would make the namespace and then open it. If the opening failed, the thread would stay there.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)

@@ -72,7 +72,7 @@ func TestNoFileForTheNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	few := before
-	few.Cur = uint64(free) + 1 // only for the present namespace
+	few.Cur = uint64(free) + 1 // one more file: the one for the present namespace
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}

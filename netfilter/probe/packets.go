@@ -27,9 +27,9 @@ func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 
 func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
 
-// A trial waits for packets that should arrive: for the time soon, and then, with other packets, for the time late.
-// Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take longer. An
-// impatient trial would then report features as missing that the kernel has.
+// A trial waits for packets for the time soon. If something is wrong, it sends all packets again, and waits for the
+// time late. Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take
+// longer, and a trial that doesn't wait would report features as missing that the kernel has.
 const (
 	soon = 200 * time.Millisecond
 	late = time.Second

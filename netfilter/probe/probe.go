@@ -22,7 +22,8 @@ import (
 )
 
 // Trial is a chain of rules for one family, at the hook of packets to the node. For each Need, a rule accepts the
-// Need's packet, or drops it if Need.drops is true. Rules at the end drop the packets of all Needs.
+// Need's packet, or drops it if Need.drops is true. Rules at the end drop the packets of all Needs, so a packet that a
+// rule accepts arrives only if that rule has an effect.
 type Trial struct {
 	Family conf.Family
 	Sets   []ruleset.Set
@@ -41,8 +42,9 @@ type Trial struct {
 type Need struct {
 	Name string
 	Rule ruleset.Rule // matches the Need's packet
-	// If answer is true, the Need's packet is the answer to another packet. If drops is true, it must not arrive. If
-	// masquerades is true, it must arrive from another source, and its rule is at the hook of packets that leave.
+	// If answer is true, the Need's packet is the answer to another packet. If drops is true, the packet must not
+	// arrive. If masquerades is true, it must arrive from another source, and its rule is at the hook of packets that
+	// leave.
 	answer, drops, masquerades bool
 }
 
@@ -251,9 +253,9 @@ func (t *Trial) Close() error {
 	return errors.Join(errs...)
 }
 
-// Rules returns the rules of the trial's chain: the rules of the Needs, rules that accept packets which other programs
-// disturb, and rules that drop the packets of all Needs. Each rule that can drop a packet has the loopback address as
-// its source and destination, because another program may use one of the ports under another address.
+// Rules returns the rules of the trial's chain: the rules of the Needs, rules that accept packets that other programs
+// have disturbed, and rules that drop the packets of all Needs. Each rule that can drop a packet has the loopback
+// address as its source and destination, because another program may use one of the ports under another address.
 func (t *Trial) Rules() (all []ruleset.Rule) {
 	all = t.Examples()
 	own := netip.PrefixFrom(loopback[t.Family], loopback[t.Family].BitLen())
