@@ -66,8 +66,8 @@ func (e AuditedEnd) String() string {
 	return e.Address.String()
 }
 
-// Kind returns a text that is equal for ends of one kind: pods of one namespace with the same labels. A pod without
-// labels, and an address without a pod, is a kind of its own.
+// Kind returns a text that is equal for ends of one kind: pods of one namespace with the same labels. Each pod without
+// labels is a kind of its own, and so is each address without a pod.
 func (e AuditedEnd) Kind() string {
 	switch {
 	case e.Name == "":

@@ -1,5 +1,5 @@
-// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
-// status in its answers, and the heartbeat file. The plugin links the package, so the package must stay small.
+// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, their
+// answers, and the heartbeat file. The plugin links the package, so the package must stay small.
 //
 // Invariants:
 //   - A pod counts as enrolled only if the agent has answered with the status 200.

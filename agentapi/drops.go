@@ -106,7 +106,7 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
-	// Since selects drops that are at most this old. 0 means all remembered drops; with Follow, none of them.
+	// Since selects remembered drops that are at most this old. 0 selects all of them; with Follow, it selects none.
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool
