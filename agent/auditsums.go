@@ -126,8 +126,8 @@ func (s *auditSums) countMore(policies string, count uint64) {
 	s.more[policies] += count
 }
 
-// makeRoom forgets kinds of the namespaces that take the most room, and counts their connections in more. It returns
-// false if the namespace of the kind wanting takes the most room.
+// makeRoom makes room for wanting, a new kind. It forgets kinds of the namespaces that take the most room, and counts
+// their connections in more. It returns false if the new kind's own namespace takes the most room.
 func (s *auditSums) makeRoom(wanting auditKind) bool {
 	for s.room+wanting.room() > maxAudited {
 		most := wanting.namespace()
@@ -163,8 +163,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. If the
-// function in the parameter still returns false for a kind, report forgets the kind.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. For each
+// kind, report calls the function still. If the function returns false, report forgets the kind.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel. It remembers what it last read or wrote. Any goroutine may call Sets, Watch
-// and Inspect. Only the loop may call the other methods.
+// Backend writes rulesets to the kernel. It remembers the sets and rules that it last read or wrote. Any goroutine may
+// call Sets, Watch and Inspect. Only the loop may call the other methods.
 type Backend interface {
 	// Tool returns the name of the tool that writes the rules. It is empty while the tool is unknown.
 	Tool() string
@@ -25,9 +25,10 @@ type Backend interface {
 	// Refresh reads like Read, but in parts. It stops after a part if the function pause returns true, and then done is
 	// false. The next Refresh goes on with the next part.
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
-	// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
+	// Unread reports whether the kernel's state is unknown. The next Apply then reads the state.
 	Unread() bool
-	// HasPods reports whether the family's set of all pods may have addresses. The loop must call it before each Apply.
+	// HasPods reports whether the family's set of all pods may have addresses. Addresses that Apply removes count until
+	// the next Read. So the loop must call HasPods before each Apply.
 	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.
@@ -45,8 +46,8 @@ type Backend interface {
 	// the kernel's state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed protects the pods while no ruleset can be compiled yet. If a family's chains are complete, it only puts
-	// their jumps first. To the other families it applies the ruleset closed, in which no pod is in a class. It returns
-	// these families.
+	// their jumps first. To the other families, it applies the ruleset closed, in which no pod is in a class. fell has
+	// these other families.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error)
 	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
 	// changes nothing.

@@ -137,7 +137,7 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 }
 
 // first returns the choice at the agent's start, and the backend to start with. If only the other backend's rules are
-// complete in the kernel, the agent starts with the other backend and moves later, which harms no connection.
+// complete in the kernel, the agent starts with the other backend and moves later. A move harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {
@@ -187,7 +187,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when last became the choice; zero while the loop knows the choice
+	var since time.Time // since when the choice is the backend in last; zero while the loop knows the choice
 	var last conf.Backend
 	for {
 		select {

@@ -39,7 +39,7 @@ type clusterView struct {
 	sliced time.Time
 }
 
-// lookup is the source's answer about a pod that wasn't among its objects.
+// lookup is the source's answer about a pod that the source hadn't reported yet.
 type lookup struct {
 	pod *policy.Pod
 	// namesake is the UID that the source's pod of this name had when the agent asked. It is empty if there was no such
@@ -86,8 +86,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up when the source has reported a pod of
-// the same name that it didn't have when the agent asked (lookup.namesake).
+// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up if the source now has a pod of the
+// same name that the source didn't have when the agent asked (lookup.namesake).
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -155,8 +155,8 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate takes the source's changes, and returns the work that they cause. In a large cluster most changes cause
-// none.
+// takeUpdate takes the source's changes, and returns the work that they cause. In a large cluster, most changes cause
+// no work.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	first := !a.cluster.known
 	remaining := work{reconcile: d == nil || first || d.Nodes != nil}
@@ -197,8 +197,8 @@ func (a *agent) lookupWaiting() {
 	}
 }
 
-// lookup asks the source for a pod that wasn't among its objects. The answer comes as an event (podLookedUp), or
-// not at all.
+// lookup asks the source for a pod that the source hasn't reported yet. If the source finds the pod, the answer comes
+// as an event (podLookedUp).
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

@@ -14,7 +14,7 @@ import (
 )
 
 type conflist struct {
-	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
+	mtu int // the MTU of pods' links in the configuration that the agent last wrote; 0 if it wrote none
 }
 
 // writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that
@@ -66,8 +66,8 @@ func (a *agent) checkRuntime() {
 	}
 }
 
-// overtaken returns an error if the runtime doesn't use weir's network configuration, which has the path own. Of the
-// network configurations in a directory, the runtime uses the one whose name sorts first.
+// overtaken returns an error if the runtime doesn't use weir's network configuration, which has the path own. In a
+// directory with several network configurations, the runtime uses the file whose name sorts first.
 func overtaken(own string) error {
 	dir, name := filepath.Split(own)
 	files, err := os.ReadDir(dir) // sorted by name

@@ -93,8 +93,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 }
 
 // afterApply makes a walk due if the applied change may concern a connection. If it is enough to restore known
-// connections, only that becomes due. If a change only allows more, it concerns a connection only while connections are
-// cut or a walk runs. gone is true if the change closes only addresses of ended pods.
+// connections, only the restoring becomes due. A change that only allows more concerns a connection only while
+// connections are cut or a walk runs. gone is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {

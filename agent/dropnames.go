@@ -107,10 +107,10 @@ type dropView struct {
 	of *snapshot
 	// pods has the names of this node's pods, and nodes the names of Node objects, each by address.
 	pods, nodes map[netip.Addr]string
-	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
+	chains      map[string]*ruleset.Class // one class of each chain, by the chain's name
 	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
-	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
+	ports       map[uint32]string   // the pods that podBehind has looked up, by the index of the port
 	earlier     map[string][]string // policies, by the chain of an earlier snapshot; for a shared chain, by "CHAIN POD"
 	lately      map[netip.Addr]latePod
 }
@@ -243,8 +243,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction returns the direction of packets that a rule for both directions dropped. It is egress if the sender is a
-// pod of this node. Otherwise it is ingress if the receiver is a pod of this node, and else empty.
+// direction returns the direction of packets that a rule for both directions dropped. It returns egress if the sender
+// is a pod of this node, or else ingress if the receiver is a pod of this node. In all other cases it returns "".
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWrongLink && v.pods[l.Flow.Source()] != "": // with ByWrongLink, the source is forged

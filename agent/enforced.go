@@ -30,7 +30,7 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 	if !is {
 		return at, nil, false, errNoPosition
 	}
-	// The position is read before the status, so the status is never older.
+	// The position is read before the status, so the status is never older than the position.
 	at, delta, known := source.Position()
 	s = a.status.Load()
 	if !known {

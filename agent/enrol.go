@@ -47,8 +47,8 @@ func (e *enrolments) waits(id string) bool {
 	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
 }
 
-// answer sends final answers at once, and others at the plugin's deadline. It returns the time until the next
-// deadline, or 0.
+// answer sends final answers at once, and other answers at the plugin's deadline. It returns the time until the next
+// deadline; 0 means that no plugin waits.
 func (e *enrolments) answer(
 	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
 ) time.Duration {

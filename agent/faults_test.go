@@ -213,7 +213,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The API server reports this node's new address before the node has it. Then the node gets it.
+	// The API server reports this node's new address before the node has the address. Then the node gets the address.
 	both := healthy() // new objects, because the agent owns those that the test has passed to it
 	both.Nodes = []policy.Node{node("self", "192.0.2.22", "10.88.0.0/24"), moved.Nodes[1]}
 	r.tell(both, nil)

@@ -86,12 +86,12 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// fewPackets: if at least this many packets passed the gate and none of them arrived, a firewall of the host is the
-// likely reason.
+// fewPackets: if the gate accepted at least this many packets, and none of them reached the tunnel, a firewall of the
+// host is the likely reason.
 const fewPackets = 3
 
-// blocked returns a problem if a host firewall seems to drop tunnel packets. If too few packets have come since, it
-// returns the earlier result, the parameter was.
+// blocked returns a problem if a host firewall seems to drop tunnel packets. It compares two readings of the counters,
+// before and now. If too few packets came between them, it returns the last result, which is in the parameter was.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // a new table counts from 0
 		before = overlay.Traffic{}

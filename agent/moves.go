@@ -19,7 +19,7 @@ type moving struct {
 	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
 	inUse  conf.Backend
 	chosen choice.Choice
-	// failed is why the last attempt to move failed; nil if it didn't. again is the earliest time of the next attempt.
+	// failed is the error of the last attempt to move; nil if it succeeded. again is the earliest time of the next one.
 	failed error
 	again  time.Time
 	// others is how many times cleanOther must still remove the other backends' sets and rules.

@@ -23,7 +23,7 @@ import (
 // Invariants:
 //   - No ID is a key of both endpoints and broken.
 //   - closed has the same keys as broken.
-//   - No two of endpoints have an address in common.
+//   - No address belongs to two of the endpoints.
 type records struct {
 	endpoints map[string]endpoint.Endpoint
 	broken    endpoint.BrokenRecords
@@ -32,8 +32,8 @@ type records struct {
 	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool
 	stale    bool
-	// churn means that attachments have begun or ended since the last read of the kernel, or do so now. So the plugin
-	// may have changed sets.
+	// churn means that attachments have begun or ended since the last read of the kernel, or are beginning or ending now.
+	// So the plugin may have changed sets.
 	churn  bool
 	ending bool
 	// making has the new records whose ADD may still change sets.
@@ -102,7 +102,7 @@ func (r *records) readAll() (walk bool, err error) {
 	maps.Copy(before, r.closed)
 	r.endpoints, r.closed = map[string]endpoint.Endpoint{}, map[string]endpoint.Endpoint{}
 	r.broken = endpoint.BrokenRecords{}
-	all = slices.Clone(all) // the lister keeps its order
+	all = slices.Clone(all) // a copy, because the lister returns its slice again
 	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
 	for _, e := range all {
 		r.add(e)
@@ -119,7 +119,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// equal reports whether all has exactly the known records.
+// equal reports whether the list all has exactly the known records.
 func (r *records) equal(all []endpoint.Endpoint) bool {
 	return len(all) == len(r.endpoints) && !slices.ContainsFunc(all, func(e endpoint.Endpoint) bool {
 		known, ok := r.endpoints[e.ID()]
@@ -127,7 +127,7 @@ func (r *records) equal(all []endpoint.Endpoint) bool {
 	})
 }
 
-// read reads one record. A record that doesn't exist is forgotten. If reading fails otherwise, its pod is closed.
+// read reads one record. If the record doesn't exist, read forgets it. If the record can't be read, its pod is closed.
 // walk is true if the record was broken before: connections may need a walk now.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
@@ -146,8 +146,8 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record after a message about it. changed is true if the kernel may need a change now. A new record
-// rarely needs one, because the plugin asks to enrol the attachment later.
+// reread reads one record after a message about it. changed is true if the kernel may need a change now. After a new
+// record, the kernel rarely needs a change at once, because the plugin asks to enrol the attachment later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)

@@ -235,8 +235,8 @@ func TestAnAddressOfTwoRecords(t *testing.T) {
 	}
 }
 
-// TestAPodThatComesAgain: if a new pod has the name and address of an ended one, the agent restores what DEL
-// removed.
+// TestAPodThatComesAgain: if a new pod has the name and address of an ended pod, the agent restores the entries of sets
+// that DEL removed.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -309,7 +309,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	}
 }
 
-// TestSetsThatAnAddChanges: while an ADD runs, it may take its pod out of the sets. That is no other program's change.
+// TestSetsThatAnAddChanges: a running ADD may take its pod out of the sets. The agent doesn't count this as a repair.
 func TestSetsThatAnAddChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEventsGetNoLargeSets: a round for an event isolates the pods of a new policy, and makes no entry of its large
-// set. The rounds after it make the set.
+// TestEventsGetNoLargeSets: a round for an event isolates the pods of a new policy, and makes no entry of the policy's
+// large set. Later rounds make the set.
 func TestEventsGetNoLargeSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

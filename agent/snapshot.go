@@ -32,7 +32,7 @@ func (s *snapshot) sharesNodes(o *snapshot) bool {
 
 // snapshots are stored by the loop, and loaded by any goroutine. They are never nil.
 type snapshots struct {
-	// target is what the kernel has or is about to have. The loop stores target before it changes the kernel.
+	// target has the ruleset that the kernel has or is about to get. The loop stores target before it changes the kernel.
 	target atomic.Pointer[snapshot]
 	// enforced was last applied to the kernel. It is older than target while the kernel can't be changed.
 	enforced atomic.Pointer[snapshot]
@@ -43,7 +43,7 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// sliceTime bounds the engine's work on new sets in one round. An event may have to wait for this time.
+// sliceTime bounds the engine's work on new sets in one round. An event may have to wait that long.
 const sliceTime = time.Millisecond
 
 func (a *agent) compile() *snapshot {

@@ -20,7 +20,7 @@ type Source interface {
 
 // Lookup is a Source that can be asked for one pod.
 type Lookup interface {
-	// Lookup returns the pod of that namespace and name. ok is false if there is none.
+	// Lookup returns the pod of that namespace and name. ok is false if there is no such pod.
 	Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error)
 }
 
@@ -34,7 +34,7 @@ type Publisher interface {
 
 // Contact is a Source that knows whether its server answers.
 type Contact interface {
-	// Contact returns why the server's answers aren't complete, or nil if they are.
+	// Contact returns why the server's answers aren't complete, or nil if they are complete.
 	Contact() error
 }
 
@@ -53,8 +53,8 @@ type Announcer interface {
 
 // PodAnnouncer is a Source that makes Event objects for pods.
 type PodAnnouncer interface {
-	// AnnounceOnPod makes the event, or counts it in an earlier one with the same key. It waits a short time for
-	// the server. Only one goroutine may call it.
+	// AnnounceOnPod makes the event, or counts it in an earlier event with the same key. It waits a short time for the
+	// server. Only one goroutine may call it.
 	AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error
 }
 

@@ -40,7 +40,7 @@ type status struct {
 	files      []agentapi.File
 	nodeFaults map[bridge.Kind]int
 	repairs    []agentapi.NodeRepair
-	networks   int // pods' networks on other nodes, to which this node has routes
+	networks   int // the number of pods' networks on other nodes to which this node has routes
 	stats      agentapi.Stats
 }
 

@@ -94,7 +94,7 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear asks for a check of the node. If only the underlay has changed, it asks for none.
+// hear asks for a check of the node, unless only the underlay has changed.
 func (u *upkeep) hear(n bridge.News) {
 	u.heard.Add(1)
 	if n.Overlay {

@@ -24,7 +24,7 @@ const (
 type Notice struct {
 	// Key is equal for drops of one kind.
 	Key  string
-	Pod  string // the pod whose policies dropped the packets, or that sent what it may not send
+	Pod  string // the pod whose policies dropped the packets, or that sent forbidden packets
 	Note string
 	// Count is the number of packets since First.
 	Count       uint64

@@ -14,8 +14,8 @@ const (
 	queued = 4096
 )
 
-// Hub hands drops to readers. It never waits: a slow reader misses drops, and is told how many packets. Any
-// goroutine may use it.
+// Hub hands drops to readers. It never waits: a slow reader misses drops, and only learns the number of their packets.
+// Any goroutine may use a Hub.
 type Hub struct {
 	mu      sync.Mutex
 	readers map[*Subscription]bool
@@ -75,8 +75,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops and returns all that are queued. The last one may count missed packets. If wait is over or ctx
-// ends, Next may return none.
+// Next waits for drops, and returns all queued drops. The last drop may count missed packets (DropMissed). If wait is
+// over or ctx ends, Next may return no drops.
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

@@ -45,7 +45,7 @@ type numbered struct {
 
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
-// Add adds the entries. If there is no room, it removes earlier ones (see Ring).
+// Add adds the entries. If there is no room, it removes earlier entries (see Ring).
 func (r *Ring) Add(entries []Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -49,13 +49,13 @@ type Line struct {
 	Port uint32
 	// Packet is the beginning of the first packet.
 	Packet []byte
-	// Sender is the number of the sender's account. Ring shares its room among these numbers.
+	// Sender is the number of the sender's account. Ring shares its room among the accounts.
 	Sender uint64
 }
 
 // Sums counts packets. Only one goroutine may use it.
 type Sums struct {
-	// IsPod reports whether a pod of any node has the address.
+	// IsPod reports whether the address may belong to a pod, on any node.
 	IsPod func(netip.Addr) bool
 
 	now      time.Time
@@ -122,7 +122,7 @@ func NewSums() *Sums {
 
 func (s *Sums) At(now time.Time) { s.now = now }
 
-// Lost counts packets of which nothing else is known.
+// Lost counts packets of which only the number is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
 // Add counts the packet in its line, in a new line, or among the left-out packets.
