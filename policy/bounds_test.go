@@ -82,7 +82,7 @@ func TestLargePolicies(t *testing.T) {
 		rules        int // rules of the ingress chain of x/big, without the two that log and drop
 		pass, denied string
 		problems     []string // beginnings of the problems; the last may match several
-		of           int      // the number of problems, if there are more than in problems
+		of           int      // the number of problems, if the list problems has only some of them
 	}{
 		{
 			name:     "4,000 ports",

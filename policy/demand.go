@@ -158,7 +158,7 @@ func (b *builder) ask(i *isolation) *ask {
 }
 
 // complete adds the demand's rules and sets of each family. It returns false if the kernel refuses one of them, or if
-// no family needs any. It reports what the kernel refuses.
+// the demand needs no rule in any family. It reports what the kernel refuses.
 func (b *builder) complete(d *demand, stated *problemList) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {

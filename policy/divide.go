@@ -94,8 +94,8 @@ func (p *part) keep(granted []*demand) {
 	p.regranted = true
 }
 
-// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is false if the work is
-// spent before the answer is known. The next call then continues.
+// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is false if this
+// compile may do no more work before the answer is known. The next call then continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node
 	if c.parts[t.namespace] != t.part { // another division will decide

@@ -181,7 +181,7 @@ func TestNewNodesCostNoPods(t *testing.T) {
 		e.Apply(d)
 		e.Ruleset()
 		nodes, least := cityNodes(few), time.Duration(math.MaxInt64)
-		for range 30 { // the shortest time is the time without other programs' work
+		for range 30 { // the shortest time is the one that other programs disturb least
 			began := time.Now()
 			comeAndGo(e, nodes)
 			least = min(least, time.Since(began))
@@ -219,7 +219,7 @@ func BenchmarkEqualPeers(b *testing.B) {
 			paint := func(i int) (entries int) {
 				p := cityPod(3, 51, 5)
 				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has it
-				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // a peer in odd rounds only
+				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // the pod is a peer only in odd rounds
 				e.Apply(one(p))
 				for _, s := range e.Ruleset().Sets {
 					entries += s.Entries.Len()

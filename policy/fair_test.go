@@ -208,7 +208,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		}
 		last, most = now, max(most, now)
 		switch n {
-		case 5: // the first namespace has made the set; with more work, it now comes after the second one
+		case 5: // the first namespace has made the set; this policy's work puts the namespace behind the second one
 			e.Apply(policies(egress(1, "more", many(30))))
 		case 10: // the second namespace has made its own set for the rule
 			gone := policy.NewDelta()

@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 		unread   []ruleset.Problem
 		problems []string // beginnings of the problems
 		pass     string   // more packets that must pass
-		cut      string   // packets that must not pass, and pass without the error
+		cut      string   // packets that pass without the error, and must not pass with it
 		denied   string   // more packets that must not pass
 	}{
 		{name: "none"},

@@ -96,15 +96,14 @@ func (p *parser) blockPeer(field string, blocks []block) peer {
 	if all = ruleset.Order(all); len(all) == 0 {
 		return result
 	}
-	// The text is the result of the function key, but needs less memory. Networks and descriptions need no escapes in
-	// JSON.
+	// This makes the same text as the function key, with less memory. Networks and descriptions need no escapes in JSON.
 	text, four := p.text[:0], 0
 	text = append(text, '[')
 	for _, e := range all {
 		text = append(text, '"')
 		start := len(text)
 		text = e.Prefix.AppendTo(text)
-		if e.Comment != string(text[start:]) { // ipBlocks with other descriptions have another set
+		if e.Comment != string(text[start:]) { // so ipBlocks with different descriptions have different sets
 			text = append(append(text, ' '), e.Comment...)
 		}
 		text = append(text, `",`...)

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if iptables may not
-// take the link's name literally.
+// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if iptables could
+// misread the link's name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -25,8 +25,8 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether iptables may not take the character in a link's name literally. For example, a name that ends in
-// + matches all longer names.
+// odd reports whether the character could have a special meaning for iptables in a link's name. For example, eth+
+// matches all names that begin with eth.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }

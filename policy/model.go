@@ -104,16 +104,16 @@ type Pod struct {
 	// matches it.
 	HostNetwork bool
 	Finished    bool
-	// Unready is true if Services don't send to the pod, by the pod's status. Only sources without EndpointSlices set
-	// Unready. It doesn't change the ruleset.
+	// Unready is true if the pod's status says that Services don't send to the pod. Only sources without EndpointSlices
+	// set Unready. It doesn't change the ruleset.
 	Unready bool `json:",omitempty"`
 }
 
 // HostPort is a port of a pod's node that leads to a port of the pod.
 type HostPort struct {
 	Proto ruleset.Protocol
-	// Address is the address of the node that has this port. It is invalid if all of the node's addresses have the
-	// port.
+	// Address is the only address of the node at which the port leads to the pod. It is invalid if the port leads to the
+	// pod at all addresses of the node.
 	Address      netip.Addr
 	Port, Target uint16
 }

@@ -17,7 +17,7 @@ type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
 	pods      matcher
-	rules     map[ruleset.Direction][]rule // no entry for a direction in which the policy doesn't isolate pods
+	rules     map[ruleset.Direction][]rule // only directions in which the policy isolates pods
 	problems  []ruleset.Problem            // parts of the policy that can't be parsed
 	invalid   []ruleset.Problem            // those of problems for which an API server would refuse the policy
 	audited   bool                         // true if the policy is an audited one (AuditAnnotation)
@@ -70,7 +70,7 @@ func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem { return parse(np
 
 type reporter func(field, format string, args ...any)
 
-// parse parses a policy. It reports each part that it can't parse, up to maxProblems. Such a part never allows more:
+// parse parses a policy. It reports each part that it can't parse, up to maxProblems. A wrong part never allows more:
 //
 //   - If the podSelector is wrong, the policy isolates every pod of the namespace, and allows nothing.
 //   - If a policyType is wrong, the policy isolates both directions.

@@ -32,7 +32,7 @@ type part struct {
 
 	// The states of a demand are granted, pending, ready and placed (docs/architecture.md, From a policy to its rules).
 	granted    []*demand
-	decided    problemList      // those of stated, and the problems of demands that aren't granted
+	decided    problemList      // the problems in stated, and those of demands that aren't granted
 	regranted  bool             // true if granted has changed
 	pending    []*demand        // granted demands whose sets are still to be made, in order
 	ready      int              // how many granted demands have all their sets, but no rules yet
