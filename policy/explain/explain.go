@@ -83,8 +83,8 @@ type Place struct {
 	// from which a node sends through the tunnel. isWorld is true if the address stands for all hosts outside of the
 	// cluster.
 	isNode, isOwn, isTunnel, isWorld bool
-	// forwards is true for a node that forwards packets from outside of the cluster to pods. isAnyNode is true if the
-	// address stands for the addresses of several nodes.
+	// forwards is true for a node that forwards packets to pods of other nodes. isAnyNode is true if the address stands
+	// for the addresses of several nodes.
 	forwards, isAnyNode bool
 	// isUnused is true if the address is in the pods' network of the node Node, and no known pod has the address. isVacant
 	// is true if, in addition, all pods that may have the address are known.

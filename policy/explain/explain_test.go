@@ -157,7 +157,7 @@ func TestOwnHostPort(t *testing.T) {
 }
 
 // TestHostPortOfTheAgentsNode: a pod of another node sends to a hostPort of the agent's node. The packets have the
-// address of the sender's node as their source. So rules for the pod's labels don't allow the connection.
+// address of the sender's node as their source. So rules for the sender's labels don't allow the connection.
 func TestHostPortOfTheAgentsNode(t *testing.T) {
 	here, there := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	c := Cluster{Node: "here", Own: []netip.Addr{here}}
@@ -357,7 +357,8 @@ func without(r ruleset.Ruleset, set string) ruleset.Ruleset {
 	return r
 }
 
-// TestChainedPodIsNotMasqueraded: weir doesn't masquerade the packets of a chained attachment, so no note says so.
+// TestChainedPodIsNotMasqueraded: weir doesn't masquerade the packets of a chained attachment. So the explanation has
+// no note about masquerading.
 func TestChainedPodIsNotMasqueraded(t *testing.T) {
 	for _, chained := range []bool{false, true} {
 		pod := netip.MustParseAddr("10.0.0.2")

@@ -231,7 +231,8 @@ func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
 	return all
 }
 
-// senders returns the addresses from which the end sends. A pod that uses its node's network sends as its node does.
+// senders returns the addresses from which the end sends. A pod that uses its node's network sends from its node's
+// addresses.
 func (c *Cluster) senders(r Ref) ([]Place, error) {
 	all, err := c.places(r)
 	if err != nil || r.Kind != EndPod || !all[0].HostNetwork {
