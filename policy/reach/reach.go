@@ -43,7 +43,7 @@ type Rule struct {
 	Ports    Ports  `json:"ports"`
 }
 
-// New returns the matrix of the state. Each party lists those of the services that lead to its pods.
+// New returns the matrix of the state. Each party lists the services that lead to its pods.
 func New(s policy.State, services []policy.Service) *Matrix {
 	u := newUniverse(services, s)
 	return u.matrix(0)

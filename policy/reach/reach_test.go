@@ -225,8 +225,8 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// TestUnknownAndOff: no connection from or to an endpoint with an unknown pod is possible. If enforcement is off for a
-// pod, no policy isolates the pod.
+// TestUnknownAndOff: if an endpoint's pod is unknown, no connection from or to the endpoint is possible. If enforcement
+// is off for a pod, no policy isolates the pod.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")

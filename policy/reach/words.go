@@ -31,7 +31,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // in a list of two, the only other party is named instead
+			return !in[i] && (i != itself || len(list) < 3) // itself may be missing, except in a list of two
 		})
 	}
 	var words []string
