@@ -22,7 +22,7 @@ type group struct {
 	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
 }
 
-// groups returns the groups of rules in a chain that can be merged.
+// groups puts those rules of the chain that can be merged into groups.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {

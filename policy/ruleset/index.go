@@ -57,7 +57,7 @@ type indexedRule struct {
 }
 
 type memberMatch struct {
-	group int32 // none if the group contains no address
+	group int32 // the constant none if no address can match
 	end   end
 	not   bool
 	// exact is the set if its entries also have ports or links; otherwise nil.
