@@ -39,7 +39,7 @@ type Flow struct {
 	First, Last time.Time
 }
 
-// End is an end of a Flow: a pod with the labels that it had at the time, or an address.
+// End is an end of a Flow: an address, or a pod with the labels that it had when the connections were seen.
 type End struct {
 	Namespace, Name string
 	Labels          map[string]string
