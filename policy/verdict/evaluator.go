@@ -85,7 +85,7 @@ type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
-	// byName is true if one of the ports is a name. Its number depends on the destination.
+	// byName is true if one of the ports is a name. The number of such a port depends on the destination.
 	byName bool
 }
 
@@ -112,7 +112,7 @@ type Cache struct {
 
 const maxCached = 1 << 11
 
-// New returns an Evaluator for the state. It doesn't parse a policy again that the Cache remembers.
+// New returns an Evaluator for the state. It parses only policies that the Cache doesn't remember.
 func (c *Cache) New(s policy.State) *Evaluator {
 	if len(c.parsed) > maxCached || c.parsed == nil {
 		c.parsed = map[string][]isolating{}

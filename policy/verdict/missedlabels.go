@@ -55,7 +55,7 @@ func addPeer(field, namespace string) string {
 
 // addPod returns the change that makes a rule match the pod. An ipBlock would match only until the pod has another
 // address. If a selector excludes the pod, a change of the pod's labels would open more than this connection: policies
-// may isolate the pod by these labels, and other rules may exclude it too.
+// may isolate the pod by these labels, and other rules may exclude the pod too.
 func addPod(o pod) string {
 	peer := fmt.Sprintf("add a peer for pod %s/%s to the rule, with a namespaceSelector with %s: %s and ", o.Namespace,
 		o.Name, corev1.LabelMetadataName, o.Namespace)

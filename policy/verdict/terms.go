@@ -73,8 +73,8 @@ type Isolation struct {
 	Either []Isolated
 }
 
-// Isolated has the policies that isolate a pod, and the terms of their rules. At least one of the terms must allow a
-// packet.
+// Isolated has the policies that isolate a pod, and the terms of their rules. The policies allow a packet if at least
+// one of the terms allows the packet.
 type Isolated struct {
 	Policies []string // namespace/name
 	Terms    []Terms
