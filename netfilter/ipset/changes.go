@@ -23,8 +23,8 @@ type Change struct {
 	Delete bool
 }
 
-// Apply makes the changes in order, with few system calls. It is no error if an added entry exists, or if a deleted
-// entry doesn't. If a change fails, Apply still makes the other changes, and returns the error.
+// Apply makes the changes in order, with few system calls. It is no error if an added entry already exists, or if a
+// deleted entry doesn't exist. If a change fails, Apply still makes the other changes, and returns the error.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }

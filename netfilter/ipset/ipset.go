@@ -3,7 +3,7 @@
 //
 // Invariants:
 //   - The package knows nothing of policies.
-//   - Each call can be repeated: it is no error if an added entry exists, or if a deleted entry doesn't.
+//   - Each call can be repeated: it is no error if an added entry already exists, or if a deleted entry doesn't exist.
 //   - If a change fails, the other changes of the same call are still made.
 //   - A missing set is reported as missing, and never counts as empty.
 //   - Headers lists only weir's sets, so Purge changes no other sets.
@@ -93,7 +93,7 @@ type Set struct {
 type Header struct {
 	Name, Type string
 	Family     conf.Family // the family of the set's entries
-	// Marks is true if entries can have marks (skbinfo). Headers doesn't read it.
+	// Marks is true if entries can have marks (skbinfo). Headers doesn't set this field.
 	Marks bool
 }
 

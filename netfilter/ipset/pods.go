@@ -63,7 +63,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return Apply(changes...)
 }
 
-// Purge deletes the addresses from all sets that contain pods.
+// Purge deletes the addresses from all sets that may have entries of pods.
 //
 // Equivalent to: ipset del -exist SET ENTRY, for each set of pods and each of its entries with one of the addresses
 func (PodSets) Purge(addrs ...netip.Addr) error {
