@@ -46,7 +46,8 @@ func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, erro
 }
 
 // PutFirst puts the jumps to weir's chains first in the built-in chains of the table mangle. It works even if the table
-// can't be read. It does nothing while the flavour is unknown. It changes nothing in a family with incomplete chains.
+// can't be read. It does nothing while the flavour is unknown. It changes nothing in a family whose chains are known to
+// be incomplete.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -55,7 +56,7 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	return err
 }
 
-// putFirst returns the families whose chains are incomplete.
+// putFirst puts the jumps first for PutFirst, and returns the families with incomplete chains.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Family, err error) {
 	var p plan
 	var why, failed []error
@@ -119,10 +120,10 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 }
 
 // closings returns one or two lists of rules that drop the packets of pods. The caller tries the lists in order. The
-// last list needs no sets: it drops packets by the link weir0, and by the addresses of chained pods. So it works even
-// if the kernel refuses sets. The first list also drops the packets of all addresses in the set of all pods. It is left
-// out if this set is missing, or if another program has made the set: while weir's rules used such a set, the agent
-// could not replace it.
+// last list needs no sets, so it works even if the kernel refuses sets: it drops packets by the link weir0, and by the
+// addresses of chained pods. The first list also drops the packets of all addresses in the set of all pods. The first
+// list is left out if this set is missing, or if another program has made the set: while weir's rules used such a set,
+// the agent could not replace it.
 func closings(f conf.Family, have state, want *lowered) [][]string {
 	pods, chained := f.Set(conf.PodsSet), ruleset.Entries{}
 	for _, s := range want.sets {

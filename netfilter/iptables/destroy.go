@@ -9,7 +9,7 @@ import (
 )
 
 // destroySlice limits the time in which one Apply destroys unneeded sets, if it has nothing else to do. A later Apply
-// destroys the remaining sets. If they are more than mostLeft allows, the Apply goes on.
+// destroys the remaining sets. If more sets or entries remain than mostLeft allows, the Apply goes on.
 const destroySlice = 20 * time.Millisecond
 
 // mostLeft limits the unneeded sets that an Apply leaves, and the entries in them. The kernel limits the number of

@@ -2,8 +2,8 @@
 // applies the difference.
 //
 // Invariants:
-//   - No step of a change allows a packet that both the old and the new state deny. Nothing is flushed first.
-//   - Applying a ruleset twice changes nothing.
+//   - No step of a change allows a packet that both the old and the new state deny. So no change begins with a flush.
+//   - If the same ruleset is applied again, nothing changes.
 //   - Other programs' sets, chains and rules stay as they are, with two exceptions. The package replaces a set of
 //     another program that has the name of one of weir's sets. It also replaces a built-in chain that is at a wrong
 //     hook, if other programs have no rules in the chain.

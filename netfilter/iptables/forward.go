@@ -51,10 +51,10 @@ const (
 	legacyPause = time.Second
 )
 
-// Keep makes sure that the chain has the rules, if the chain drops packets by default. It does nothing if it knows that
-// the chain is already right. repaired is true if Keep must change the chain again for the same rules, because another
-// program has changed the chain. If Keep fails, Notes has the reason. The chain may then drop pods' packets, but no
-// packet passes that the policies deny.
+// Keep makes sure that the family's chain FORWARD has the rules, if the chain drops packets by default. It does nothing
+// if it knows that the chain is already right. repaired is true if Keep must change the chain again for the same rules,
+// because another program has changed the chain. If Keep fails, Notes has the reason. The chain may then drop pods'
+// packets, but no packet passes that the policies deny.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
@@ -74,8 +74,8 @@ func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset
 	return repaired
 }
 
-// Forget makes the next Keep look at its table again. The caller must call Forget from time to time, because the kernel
-// reports no changes of legacy tables.
+// Forget makes the next Keep of each family look at the table again. The caller must call Forget from time to time,
+// because the kernel reports no changes of legacy tables.
 func (l *LegacyForward) Forget() {
 	for f := range l.chains {
 		l.chains[f].known = false

@@ -17,8 +17,8 @@ import (
 func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
-// testInspect applies random rulesets. The ruleset that Inspect returns has only entries for the packets. It must give
-// these packets the same verdicts as the applied ruleset.
+// testInspect applies random rulesets. The ruleset that Inspect returns has only the set entries that concern the given
+// packets. It must give these packets the same verdicts as the applied ruleset.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -42,7 +42,7 @@ func testInspect(t *testing.T, f Flavour) {
 		mustApply(t, d, want, netfilter.Verify(i%3))
 		if packets = policytest.Probes(r, s, 3); i == 1 {
 			for n := range packets {
-				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // the port number of a named port
+				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // a named port has this number
 			}
 		}
 		held, err := d.Inspect(t.Context(), want, packets)

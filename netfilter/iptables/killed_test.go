@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestNoStepOpensAfterAKill: a plan is stopped after a random step. Neither this step nor any step of the next plan may
-// accept a packet that both the old state and the wanted ruleset drop.
+// TestNoStepOpensAfterAKill: each plan is stopped after a random step, and then another program changes rules and sets.
+// No step of the next plan may accept a packet that both the state before the plan and the wanted ruleset drop.
 func TestNoStepOpensAfterAKill(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 77))

@@ -65,7 +65,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	return lacks
 }
 
-// searchTime limits the search for refused rules, because the agent waits for the search when it starts.
+// searchTime limits the search for refused rules, because the starting agent waits for this search.
 const searchTime = 3 * time.Second
 
 // refusedNeeds tries the trial's rules in groups, and returns a sentence for each rule that the kernel refuses. all is

@@ -102,8 +102,8 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery limits the time between two readings of the table nat. The table is read even if its size and its number of
-// rules haven't changed.
+// natEvery is the time after which the table nat is read again, even if its size and its number of rules haven't
+// changed.
 const natEvery = time.Minute
 
 type natSeen struct {

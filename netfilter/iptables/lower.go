@@ -250,8 +250,8 @@ type loweredSet struct {
 	whole    bool // true if the set contains all addresses, which ipset stores as two halves
 }
 
-// next returns the lowered form of the set now. s is the lowered form of an earlier set of this name. If possible, next
-// lowers only the entries that have changed since. ipset can't store the network /0, so two halves replace it.
+// next lowers the set. s is the lowered form of an earlier set of this name. If possible, next lowers only the entries
+// that have changed since. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	if s.name == now.Name && s.kind == now.Kind && s.from.Same(now.Entries) {
 		return s
@@ -276,7 +276,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // the set may have a half of /0 twice: the comment that sorts first stays
+		default: // this half may also come from /0: the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}
@@ -300,7 +300,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise translates refusals of ipsets' entries into refusals of the ruleset's entries.
+// raise translates refused entries of ipsets into the ruleset's entries.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {

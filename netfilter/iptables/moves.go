@@ -83,7 +83,7 @@ const (
 type numberChange struct {
 	old, new           leaves
 	oldLines, newLines func(chain string) []string
-	known              bool // true if the old rules could be read
+	known              bool // true if the old rules are known
 }
 
 func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numberChange {

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApplyEntries: if only entries of peers' sets have changed, the driver reads nothing else from the kernel.
-// Otherwise it makes a whole Apply.
+// TestApplyEntries: if only entries of peers' sets have changed, applyEntries makes the change. Otherwise it leaves the
+// change to a whole Apply.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

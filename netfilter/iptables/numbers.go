@@ -13,10 +13,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file has the numbers of classes. For each direction, one set has all pods, each with the number of its class. A
+// This file gives numbers to classes. For each direction, one set has all pods, each with the number of its class. A
 // rule writes this number into the packet's mark, and a tree of chains leads from the number to the class's chain. So a
-// first packet needs one look-up for a direction, no matter how many classes there are (docs/architecture.md, decision
-// 11).
+// first packet needs one look-up for each direction, even with many classes (docs/architecture.md, decision 11).
 //
 // If all pods of a class move to a new class, the new class gets the old class's number. So a change of a policy
 // usually changes only rules, and not the numbers of pods.

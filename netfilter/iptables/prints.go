@@ -13,7 +13,7 @@ import (
 
 // fingerprint is a hash of a table's rules. While it stays the same, the driver needn't run the slow iptables-save. In
 // nat, it covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An
-// empty fingerprint is unknown.
+// empty fingerprint stands for an unknown one.
 type fingerprint string
 
 func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, error) {

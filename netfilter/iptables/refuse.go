@@ -54,9 +54,9 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses a new entry of a set with Opens, changeSets adds the entry to
-// refused, and returns no error for it. If the kernel refuses a pod's new number, changeSets deletes the pod's entry,
-// because the old number may allow more.
+// changeSets makes the changes. If the kernel refuses a new entry of a set that only allows packets (Opens), changeSets
+// adds the entry to refused, and returns no error for it. If the kernel refuses a pod's new number, changeSets deletes
+// the pod's entry, because the old number may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {

@@ -21,7 +21,7 @@ type seen struct {
 	target string
 	audits bool // true if the rule logs what audited policies would drop
 	always bool
-	// accepts is true if the backend nftables has written the rule to filter FORWARD.
+	// accepts is true for weir's rules in filter FORWARD that the backend nftables needs.
 	accepts bool
 	sum     []byte // hash of the rule without its counters
 }

@@ -110,7 +110,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
-		// iptables-save prints quotes only around comments with spaces. All of weir's comments have spaces.
+		// The quotes are always right: iptables-save prints them around comments with spaces, and all of weir's comments
+		// have spaces.
 		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`)
 	}
 	t.target(r)

@@ -141,8 +141,8 @@ func (t *tree) leaf(number int) string {
 
 // lowerAround returns the lines of a chain whose rules lead to dispatch chains. No packet may leave the chain with a
 // number in its mark. So the rules lead to dispatch.last instead of a dispatch chain, and dispatch.last clears the
-// mark. There is one exception: if a rule without conditions jumps to a dispatch chain, all jumps lead to dispatch
-// chains, and the last line of the chain clears the mark.
+// mark. There is one exception: in a chain with an unconditional jump to a dispatch chain, the jumps still lead to
+// dispatch chains, and the last line of the chain clears the mark.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]
