@@ -104,7 +104,7 @@ const nodePort = `
  spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]}}
 `
 
-// TestNodePort: if a nodePort leads to a Service's pods, their policies decide.
+// TestNodePort: if a nodePort leads to a Service's pods, the policies of these pods decide about the connection.
 func TestNodePort(t *testing.T) {
 	inDirectory(t, []byte(nodePort))
 	for _, tc := range []struct {
@@ -134,7 +134,7 @@ const hostPorts = `---
   {containerPort: 8081, hostPort: 81, hostIP: 192.0.2.2}, {containerPort: 8082, hostPort: {}, hostIP: 3}]}]}}
 `
 
-// TestHostPort: if a hostPort leads to a pod, its policies decide about the pod's own port.
+// TestHostPort: if a hostPort leads to a pod, the pod's policies decide about the container's port, not the hostPort.
 func TestHostPort(t *testing.T) {
 	inDirectory(t, []byte(nodePort+hostPorts))
 	pod := "to shop/db (10.0.2.2, on n2), TCP port"
@@ -185,7 +185,8 @@ func TestICMP(t *testing.T) {
 	}
 }
 
-// TestManyPolicies: of very many policies or rules, the text names some, and says how many there are more.
+// TestManyPolicies: if there are very many policies or rules, the text names some of them, and the number of the
+// others.
 func TestManyPolicies(t *testing.T) {
 	var manifest strings.Builder
 	manifest.WriteString(nodePort)
@@ -292,7 +293,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestMaybeHidden: an end that the user may not read isn't called missing.
+// TestMaybeHidden: if the user may not read the objects of an end, the error says that the end may exist.
 func TestMaybeHidden(t *testing.T) {
 	gaps := []string{"you may not read services, so weirctl doesn't know which pods Services lead to"}
 	listed := []string{"you may list services only in a, shop, so those of other namespaces are missing"}
@@ -310,7 +311,7 @@ func TestMaybeHidden(t *testing.T) {
 		{"svc/b/b:80", nil, listed, true},
 		{"node/n1:80", nil, listed, false},
 		{"node/n1:80", nil, gaps, false},
-		{"svc/shop/b:81", []policy.Service{{Namespace: "shop", Name: "b"}}, gaps, false}, // it has no ports
+		{"svc/shop/b:81", []policy.Service{{Namespace: "shop", Name: "b"}}, gaps, false}, // the Service has no ports
 	} {
 		q, err := explain.Parse("10.0.0.1", tc.to, "")
 		if err != nil {

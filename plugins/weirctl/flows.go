@@ -169,8 +169,8 @@ func printRecording(out io.Writer, all []agentapi.Flows) error {
 
 var errNothingRecorded = errors.New("no flows were recorded: weirctl flows --record 1h records them for an hour")
 
-// keepNamespace deletes the flows that aren't from or to the namespace, unless namespace is empty. It returns how many
-// flows are left.
+// keepNamespace keeps only the flows from or to the namespace. An empty namespace keeps all flows. keepNamespace
+// returns how many flows are left.
 func keepNamespace(all []agentapi.Flows, namespace string) (left int) {
 	for i := range all {
 		all[i].Flows = slices.DeleteFunc(all[i].Flows, func(f agentapi.Flow) bool {

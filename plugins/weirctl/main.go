@@ -35,7 +35,7 @@ func run() int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends weirctl at once
 
-	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
+	klog.SetLogger(logr.Discard()) // client-go would log errors to standard error, where each command prints its own
 	err := rootCommand().ExecuteContext(ctx)
 	code, text := client.Code(err)
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() > 0 && !strings.Contains(text, "as root") {

@@ -181,7 +181,8 @@ func TestDiffNamesUnenforcedPolicies(t *testing.T) {
 	}
 }
 
-// TestAuditedPolicies: if a policy becomes audited, diff says what that opens. matrix names audited policies.
+// TestAuditedPolicies: if a policy becomes audited, diff prints the connections that open. matrix names audited
+// policies.
 func TestAuditedPolicies(t *testing.T) {
 	audited := strings.Replace(shop, "metadata: {name: db, namespace: shop}\nspec:\n  podSelector",
 		"metadata: {name: db, namespace: shop, annotations: {weir.io/audit: \"true\"}}\nspec:\n  podSelector", 1)
@@ -204,7 +205,7 @@ func TestAuditedPolicies(t *testing.T) {
 	}
 }
 
-// TestUnreadSource: if a file can't be read, that is an error of diff and a note of matrix.
+// TestUnreadSource: if a file can't be read, diff fails, and matrix prints a note.
 func TestUnreadSource(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {

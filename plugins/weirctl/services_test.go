@@ -35,7 +35,7 @@ func TestExplainServices(t *testing.T) {
 	for _, question := range []string{
 		"shop/web svc/shop/headless:80",   // the Service is headless, so nothing translates the port
 		"shop/web svc/shop/headless:5432", // the Service lacks this port
-		"shop/web svc/shop/headless:sql",  // the Service has this name in an SRV record
+		"shop/web svc/shop/headless:sql",  // sql is the name of a port in the Service's SRV record
 		"shop/web svc/shop/headless",
 		"shop/web svc/shop/headless:http",
 		"shop/web svc/shop/portless",
@@ -49,7 +49,7 @@ func TestExplainServices(t *testing.T) {
 		"203.0.112.7 10.9.0.1:30444", // the node n1 forwards the connection
 		"203.0.112.7 node/n2:30444",
 		"shop/web node/n2:30444",   // web's node sends the packet under its own address
-		"shop/web node/n2:30443",   // the same, and n2 passes it on only to its own pods
+		"shop/web node/n2:30443",   // the same, but n2 forwards the packet only to pods on n2
 		"shop/picky node/n2:30444", // picky's egress policy allows db, and not node n2
 		"shop/web 10.9.0.1:30444",  // kube-proxy on web's own node translates the nodePort before weir checks the packet
 		"node/n1 node/n2:30444",

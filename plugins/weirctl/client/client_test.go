@@ -136,8 +136,8 @@ func TestLongLists(t *testing.T) {
 	}
 }
 
-// TestLastSync: the status of a node and that of the cluster say how long ago the last sync was, also after days. If
-// the clock was set back, they print no negative time.
+// TestLastSync: the status of a node and the status of the cluster say how long ago the last sync was, even after days.
+// If the clock was set back, no status has a negative time.
 func TestLastSync(t *testing.T) {
 	for since, want := range map[time.Duration]string{
 		49*time.Hour + 30*time.Minute: "2d1h ago", -time.Hour: "in the future",

@@ -32,7 +32,7 @@ var worstFirst = []NodeState{NodeAway, NodeNotReady, NodeFaulty, NodeProblems, N
 type NodeStatus struct {
 	Node  string    `json:"node"`
 	State NodeState `json:"state"`
-	// Why says what is wrong. It is empty if nothing is.
+	// Why says what is wrong with the node. It is empty if nothing is wrong.
 	Why string `json:"why,omitempty"`
 	// Summary is nil if the agent has not answered.
 	Summary *agentapi.Summary `json:"summary,omitempty"`

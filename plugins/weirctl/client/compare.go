@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// goal is what a wait waits for: one pod, or all pods of a policy's namespace.
+// goal has the pods for which weirctl wait waits: one pod, or all pods of a policy's namespace.
 type goal struct {
 	namespace string
 	pod       *expectedPod

@@ -20,7 +20,7 @@ var invented = [...]netip.Prefix{
 }
 
 // loadDirectory reads manifests. Each workload counts as one pod. Unreadable files are an error only if no object could
-// be read. Otherwise Gaps names the first of them.
+// be read. Otherwise Gaps names the first unreadable file.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()

@@ -80,8 +80,8 @@ func why(d *agentapi.Drop) string {
 	return means
 }
 
-// PcapWriter writes drops to a file for tcpdump and Wireshark. The file is like that of "tcpdump -i nflog:88 -w
-// FILE" (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+// PcapWriter writes drops to a file for tcpdump and Wireshark. The file has the format that "tcpdump -i nflog:88 -w
+// FILE" writes (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 type PcapWriter struct{ out io.Writer }
 
 const (

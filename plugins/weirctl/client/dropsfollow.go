@@ -267,7 +267,8 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.start()
 }
 
-// isNew reports whether the drop hasn't come before. Reports of missed packets always count as new.
+// isNew reports whether this is the first time that the node reports this drop. Reports of missed packets always count
+// as new.
 func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true

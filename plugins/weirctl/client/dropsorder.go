@@ -23,8 +23,8 @@ func (o *dropOrder) add(d *agentapi.Drop, now time.Time) {
 	heap.Push(&o.drops, waitingDrop{d, now.Add(o.window)})
 }
 
-// due removes and returns the drops that have waited long enough, with all older ones. next is the time until the
-// next call; 0 means that no drop waits.
+// due removes and returns the drops that have waited long enough, and all drops that are older than these. next is the
+// time after which due must be called again; 0 means that no drop waits.
 func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration) {
 	last := -1 // the newest drop that is due; the heap's slice is in no order
 	for i, w := range o.drops {

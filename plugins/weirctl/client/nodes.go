@@ -157,7 +157,8 @@ func whyAway(n *corev1.Node) string {
 	return ""
 }
 
-// rank is highest for running pods, then for pods that aren't ending, then for newer pods.
+// rank orders the pods of weir on a node. Pods in which commands can run have the highest ranks. Among equals, pods
+// that aren't ending have higher ranks, and then newer pods.
 func rank(p *corev1.Pod) int64 {
 	r := p.CreationTimestamp.Unix()
 	if p.DeletionTimestamp == nil {

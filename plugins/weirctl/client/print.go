@@ -150,7 +150,8 @@ func statusLines(line printLine, s *agentapi.Status) {
 		case policies == "":
 			policies = "none: open"
 		}
-		// Not all backends have a set for each class. The class of the pods that no policy isolates has no chain.
+		// The line names a class by its chain, because not all backends have a set for each class. The class of the pods
+		// that no policy isolates has no chain.
 		line("%s\t%s\t%d\t%s", cmp.Or(c.Chain, agentapi.ClassOpen), c.Direction, len(c.Pods), policies)
 	}
 	line("\nSET\tTYPE\tENTRIES")

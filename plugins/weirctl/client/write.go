@@ -44,7 +44,7 @@ func (a *API) Annotate(
 	return a.writeError(ctx, "annotate", r, namespace, err)
 }
 
-// Get reads the object. The error is the API server's.
+// Get reads the object. It returns errors of the API server unchanged.
 //
 // Equivalent to: kubectl get --namespace NAMESPACE RESOURCE NAME
 func (a *API) Get(

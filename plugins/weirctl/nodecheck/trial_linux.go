@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/netfilter/probe"
 )
 
-// try tries each feature in a new network namespace. The kernel removes the namespace afterwards, with all that is in
-// it.
+// try tries each feature in a new network namespace. The kernel removes the namespace and its content afterwards.
 //
 // Equivalent to: unshare --net
 func (f *Facts) try(ctx context.Context) {
@@ -72,7 +71,7 @@ func tryBridge() error {
 	port.Name = "port"
 	pair := &netlink.Veth{LinkAttrs: port, PeerName: "pod"}
 	if err := netlink.LinkAdd(pair); err != nil {
-		return nil //nolint:nilerr // tryVeth reports it
+		return nil //nolint:nilerr // tryVeth reports that the kernel has no veth
 	}
 	of, err := netlink.LinkByName(conf.Bridge)
 	if err != nil {
