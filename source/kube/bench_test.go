@@ -124,8 +124,8 @@ func live() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkCollection measures a garbage collection while an agent keeps a cluster: the source's copy and the engine's
-// indexes. An idle agent collects garbage too, because each resync makes some.
+// BenchmarkCollection measures a garbage collection of an agent that has a cluster in memory: the source's copy of the
+// objects, and the engine's indexes. An idle agent collects garbage too, because each resync makes garbage.
 func BenchmarkCollection(b *testing.B) {
 	for _, pods := range []int{1000, 100_000} {
 		b.Run(fmt.Sprintf("%d pods", pods), func(b *testing.B) {
@@ -169,8 +169,8 @@ func collection(b *testing.B) time.Duration {
 	return cpuTime(b) - began
 }
 
-// BenchmarkStart measures Run against an API server that streams 100,000 pods, until the first delta. The
-// server sends a file, so nearly all work is the source's.
+// BenchmarkStart measures Run against an API server that streams 100,000 pods, until the first delta. The server only
+// sends a file, so nearly all measured time is the source's work.
 func BenchmarkStart(b *testing.B) {
 	const pods = 100_000
 	server, config := newStreams(b)

@@ -3,8 +3,7 @@ package kube
 import "github.com/weir-net/weir/policy/enforced"
 
 // Position returns the resourceVersions up to which the watches have reported changes, and the number of the delta with
-// the last of these changes. ok is false until all objects have been listed, and if the resourceVersions aren't
-// numbers.
+// the last of these changes. ok is true if all objects have been listed and the resourceVersions are numbers.
 func (s *Source) Position() (at enforced.Position, delta uint64, ok bool) {
 	s.published.mu.Lock()
 	c := s.published.cluster

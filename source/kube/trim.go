@@ -16,8 +16,8 @@ import (
 )
 
 // This file removes fields that policy doesn't need from events of pods and nodes, before the client decodes the
-// events. Decoding a whole pod would take 40 µs and leave 20 KB of garbage. Numbers of fields are those of
-// generated.proto in k8s.io/api. They never change.
+// events. Decoding a whole pod would take 40 µs and leave 20 KB of garbage. The numbers of fields are from
+// generated.proto in k8s.io/api, and never change.
 
 type kept struct {
 	fields map[protowire.Number]*kept

@@ -57,8 +57,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policies that weir doesn't enforce, such as CiliumNetworkPolicy. It leaves out
-// kinds of which the cluster has no object.
+// unenforcedKinds returns the kinds of policies that weir doesn't enforce, such as CiliumNetworkPolicy. It returns only
+// kinds with objects in the cluster.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {

@@ -25,7 +25,7 @@ func TestAuditAnnotation(t *testing.T) {
 		{`, annotations: {weir.io/audit: "true"}`, "", all, true, ""},
 		{`, annotations: {weir.io/audit: "false", x: y}`, "", all, false, ""},
 		{`, annotations: {weir.io/audit: true}`, "", all, false, "is no text"},
-		{`, annotations: {weir.io/audit: "yes"}`, "", all, false, ""}, // package policy reports it
+		{`, annotations: {weir.io/audit: "yes"}`, "", all, false, ""}, // package policy reports the value
 		{`, annotations: {weir.io/audit: "true", weir.io/audit: "true"}`, "", all, false, "twice"},
 		{`, annotations: [weir.io/audit]`, "", all, false, "can't be read"},
 		{`, annotations: {weir.io/audit: "true"}`, `, annotations: {weir.io/audit: "true"}`, some, true, "another version"},

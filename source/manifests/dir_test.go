@@ -95,8 +95,8 @@ func (s *source) remove(name string) {
 	}
 }
 
-// want compares the next update. If Dir lists the directory between a change and the change's event, it reads the file
-// for both, and repeats the update. So an update that is equal to the last one counts only if it is the wanted one.
+// want compares the next update. If Dir lists the directory between a change and the change's event, Dir reads the file
+// twice, and repeats the update. So want skips repetitions of the last update, except if the wanted update is equal.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	was := s.last

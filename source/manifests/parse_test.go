@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: Parse finds a policy in a List or Template whose fields are in upper or lower case, or
-// behind comments and directives. If a policy's rules are given twice, Parse returns an error, even if hundreds of
-// other fields are also given twice.
+// TestWrappersAsPeopleWriteThem: Parse finds a policy in a List or Template, even if the names of fields are in upper
+// case, or comments and directives come first. If a policy's rules are given twice, Parse returns an error, even if
+// hundreds of other fields are also given twice.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`

@@ -105,7 +105,8 @@ func (r *policyReader) readAudit() (wrong []complaint) {
 
 func (r *policyReader) report(field string, errs ...error) {
 	for _, err := range errs {
-		// sigs.k8s.io/json gives a path relative to the decoded value. This makes it a path from the object's root.
+		// The paths in errors of sigs.k8s.io/json are relative to the decoded value. Here they become paths from the
+		// object's root.
 		at, why := field, err.Error()
 		if m := fieldInError.FindStringSubmatch(why); m != nil {
 			at, why = field+joinPath(m[2])+m[2], m[1]+" field"
