@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-var kept [][]byte // garbage as soon as it is overwritten
+var kept [][]byte // when an element is overwritten, its old value is garbage
 
-// TestCollector: a deferred collection comes when the heap has grown as far as GOGC allows, and after it GOGC and the
-// memory limit are as before.
+// TestCollector: a deferred collection comes when the heap has grown as far as GOGC allows. After the collection, GOGC
+// and the memory limit are as before.
 func TestCollector(t *testing.T) {
 	percent, limit := debug.SetGCPercent(collectAt), debug.SetMemoryLimit(math.MaxInt64/2)
 	t.Cleanup(func() {

@@ -42,10 +42,10 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 		w.Header().Set("Content-Type", "application/json")
 		items, ok := lists[filepath.Base(r.URL.Path)]
 		switch q := r.URL.Query(); {
-		case !ok: // the request is for one pod, and there is none
+		case !ok: // the request is for one pod, which doesn't exist
 			w.WriteHeader(http.StatusNotFound)
 		case q.Has("sendInitialEvents"):
-			w.WriteHeader(http.StatusUnprocessableEntity) // the server can't do this, so the agent lists objects first
+			w.WriteHeader(http.StatusUnprocessableEntity) // the server can't stream lists, so the agent asks for whole lists
 		case q.Has("watch"):
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()

@@ -112,7 +112,7 @@ func (k *killer) fresh() slot {
 
 func (k *killer) step(s *slot) {
 	switch {
-	case s.begun: // a runtime then calls DEL, or is killed too and never calls it
+	case s.begun: // a runtime then calls DEL, or is killed too and never calls DEL
 		if k.chance(3) == 0 {
 			*s = k.fresh()
 		} else if _, done := k.call("DEL", *s, "", k.when("DEL")); done {
