@@ -123,8 +123,9 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// checkRoutes checks that each route's family has a range, unless there are no ranges. A given gateway must be the
-// only gateway of the family's ranges. No two routes may have the same destination, table and priority.
+// checkRoutes returns an error if a route doesn't fit the ranges or another route. If there are ranges, each route's
+// family must have a range. A given gateway must be the only gateway of the family's ranges. No two routes may have the
+// same destination, table and priority.
 func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
@@ -152,8 +153,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns a pod's routes of the family. They are the given routes, and a default route unless one is given.
-// Routes without ScopeLink lead to the gateway.
+// RoutesOf returns a pod's routes of the family: the given routes, and a default route if none is given. Routes without
+// ScopeLink lead to the gateway.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

@@ -3,8 +3,8 @@ package conf
 import "strings"
 
 // This file has all names of weir's sets and chains, except those in the tables of the guard, the gate and the flow
-// log. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a hash of 16
-// letters. The constants are the names of the sets for IPv4. Family.Set returns the names for IPv6.
+// log. The kernel allows 31 bytes for the name of a set, and 28 for the name of an iptables chain. So a name has room
+// for a hash of 16 letters. The constants are the names of the sets for IPv4. Family.Set returns the names for IPv6.
 
 // These sets have fixed names. The names of all other sets end with a hash.
 const (
@@ -99,7 +99,7 @@ const (
 type SetKind uint8
 
 const (
-	// ForeignSet is a set of another program, and UnknownSet a set of weir's whose purpose this version doesn't know.
+	// ForeignSet is a set of another program. UnknownSet is a set of weir with a purpose that this version doesn't know.
 	ForeignSet SetKind = iota
 	UnknownSet
 	SetOfPods
@@ -173,8 +173,8 @@ func (k SetKind) MayHavePods() bool {
 
 func OwnSet(name string) bool { return KindOfSet(name) != ForeignSet }
 
-// SetGroup returns the common beginning of the names of all sets with the same purpose, such as weir-sel. IPv4's and
-// IPv6's sets are in one group.
+// SetGroup returns the common beginning of the names of all sets with the same purpose, such as weir-sel. The
+// sets for IPv4 and for IPv6 are in one group.
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // the parts are weir, the purpose and a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")
@@ -186,7 +186,7 @@ type ChainKind uint8
 
 const (
 	ForeignChain ChainKind = iota
-	// OtherChain is any other chain of weir's, even one that this version doesn't know.
+	// OtherChain is any other chain of weir, even a chain that this version doesn't know.
 	OtherChain
 	// ChainOfIngress and ChainOfEgress are chains of pods' classes in one direction, and chains that find a class by its
 	// number.
