@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Expected has the values that CHECK compares with the attachment, in addition to those in its record.
+// Expected has the values that CHECK compares with the attachment, in addition to the values in the record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
 	MTU    int    // 0 stands for the MTU of the link's end on the node

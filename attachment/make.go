@@ -69,8 +69,7 @@ type enrolCall struct {
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment, and then calls the function report. If a step or that function fails, Make undoes all
-// steps.
+// Make makes an attachment, and then calls the function report. If a step or report fails, Make undoes all steps.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
 // *ExhaustedError and *AssignedError, and the errors of the function report. A *StepError is any other failure of the
@@ -109,7 +108,7 @@ func (m *making) steps() []func() error {
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.ensureBridge,      // make weir0, unless it is ready
-		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
+		m.createLink,        // make the veth pair with the node's end down, and configure the pod's end
 		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.awaitEnrol,        // wait for the agent's answer
 		m.startLink,         // set the link up if the pod is enrolled, and wait until packets pass

@@ -20,7 +20,7 @@ func (n Node) endWaiting(x *ending) (later func(), err error) {
 		var all []*ending
 		has := false
 		for _, id := range ids {
-			// A broken record is left to its own DEL. If it is x's, endLocked below ends x.
+			// An attachment with a broken record is left to its own DEL. If x has a broken record, endLocked below ends x.
 			if e, isEnding, err := endpoint.LoadAny(id); err == nil && isEnding {
 				other := &ending{id: id}
 				other.setRecord(e)

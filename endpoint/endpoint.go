@@ -37,8 +37,8 @@ const (
 	recordsDir   = Dir + "/endpoints"
 	suffix       = ".json"
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. The agent doesn't watch its directory. One name is enough, because
-	// only the process that has the node's lock writes.
+	// tempFile is a record that is being written, in a directory that the agent doesn't watch. One name is enough,
+	// because only the process that has the node's lock writes records.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
@@ -150,7 +150,7 @@ func load(path, id string) (*Endpoint, error) {
 	if err := CheckID(e.ID()); err != nil {
 		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
 	}
-	if e.ID() != id { // somebody has copied the file: DEL wouldn't remove the copy
+	if e.ID() != id { // the file is a copy of another record, and no DEL would remove the copy
 		return nil, fmt.Errorf("endpoint record %s: %w: it is of %s", path, ErrBroken, e.ID())
 	}
 	if err := e.check(); err != nil {
@@ -175,7 +175,7 @@ func (e *Endpoint) check() error {
 	return err
 }
 
-// BrokenRecords are the errors of records that can't be read, by ID.
+// BrokenRecords has the error of each record that can't be read, by ID.
 type BrokenRecords map[string]error
 
 func (b BrokenRecords) Error() string {
@@ -207,7 +207,7 @@ func Lock() (unlock func(), err error) {
 	return lock(func(f *os.File) error { return flock(f, lockEx) })
 }
 
-// LockWithin is Lock with a time limit, for callers that others wait for.
+// LockWithin is Lock with a time limit, for callers that must not wait long.
 //
 // Equivalent to: flock --timeout LIMIT /run/weir/lock COMMAND
 func LockWithin(limit time.Duration) (unlock func(), err error) {

@@ -64,8 +64,8 @@ func at(p netip.Prefix, i int) netip.Addr {
 	return a
 }
 
-// free yields the addresses of the range with a clear bit, in order. A missing or unreadable file counts as all
-// clear.
+// free yields those addresses of the range that have a clear bit, in order. If a block's file is missing or unreadable,
+// all bits of the block count as clear.
 func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for from := r.From(); from.IsValid() && !r.To().Less(from); {
@@ -116,7 +116,7 @@ func (hint) unmark(a netip.Addr) error {
 	return nil
 }
 
-// change sets or clears one bit in the block's file. A missing file counts as all clear.
+// change sets or clears the address's bit in the file of the address's block. A missing file has only clear bits.
 func change(a netip.Addr, set bool) error {
 	flags := os.O_RDWR
 	if set {

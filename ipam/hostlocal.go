@@ -74,7 +74,7 @@ func birthOf(path string) time.Time {
 	return time.Unix(s.Btime.Sec, int64(s.Btime.Nsec))
 }
 
-// owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the
+// owner returns a text that names the container with the address, or "" if the address isn't in use. In doubt, the
 // address counts as in use.
 func (h *hostLocal) owner(a netip.Addr) string {
 	for _, dir := range h.networks {

@@ -43,7 +43,8 @@ type Request struct {
 	Addresses []netip.Addr
 }
 
-// AssignedError means that a requested address isn't free: it is assigned to an attachment, or host-local's.
+// AssignedError means that a requested address isn't free: it is assigned to an attachment, or a pod may still have it
+// from host-local.
 type AssignedError struct {
 	Addr  netip.Addr
 	Owner string // an attachment's ID, or words about host-local
