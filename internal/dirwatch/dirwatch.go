@@ -18,7 +18,7 @@ var ErrGone = errors.New("the directory is gone")
 // ErrBeingWritten means that a process has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
-// ErrNoFile means that the path is that of a device, a socket, a named pipe or a directory.
+// ErrNoFile means that the path leads to a device, a socket, a named pipe or a directory.
 var ErrNoFile = errors.New("it is no regular file")
 
 // Change has the names of files that were closed after writing, and of files and directories that were made, moved or

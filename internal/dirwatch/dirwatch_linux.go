@@ -54,7 +54,8 @@ func newWatcher(dir string, mask uint32) (*Watcher, error) {
 	return w, nil
 }
 
-// failed says which limit is reached. The kernel's own words are about open files and full disks.
+// failed returns err with the path. If a limit of inotify is reached, the error names the limit's sysctl, because the
+// kernel's errors only speak of open files and full disks.
 func failed(path, call string, err error) error {
 	limit := ""
 	switch {
@@ -167,9 +168,9 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether the kernel will announce another event for a file that was just created. It will for a
-// regular file with one link, because the writer will close the file, and for a file that is already deleted. It won't
-// for a hard link.
+// isUnfinished reports whether the kernel will report another event for a file that was just created. For a regular
+// file with one link, an event follows when the writer closes the file. For a file that is already deleted, the event
+// of the deletion follows. For a hard link, no event follows.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {

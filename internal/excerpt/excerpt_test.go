@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestOf: Of cuts a text of more than 1,024 bytes, but no character. Characters that aren't printable become question
-// marks, except newlines.
+// TestOf: Of shortens a text of more than 1,024 bytes, and cuts no character in two. Characters that aren't printable
+// become question marks, except newlines.
 func TestOf(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",

@@ -17,9 +17,9 @@ import (
 
 var commits = flag.Int("commits", 100, "how many changes each backend makes while packets flow")
 
-// TestPacketsDuringAChange sends packets while the rules change back and forth. Before each change the receiver's
-// policy denies the packets, and after it the sender's. So no packet may pass at any moment. Each backend must
-// therefore add the new denial before it removes the old one.
+// TestPacketsDuringAChange sends packets while the rules change back and forth. In one state, the receiver's policy
+// denies the packets; in the other state, the sender's policy denies them. So no packet may pass at any moment: each
+// backend must add the new denial before it removes the old one.
 func TestPacketsDuringAChange(t *testing.T) {
 	for _, name := range Names {
 		t.Run(string(name), func(t *testing.T) { packetsDuringAChange(t, name) })

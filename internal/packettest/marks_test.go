@@ -79,7 +79,7 @@ func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rul
 	return packets, rules
 }
 
-// TestAPodsOwnMark: the mark that a pod sets on its packets (SO_MARK) doesn't change which of them arrive.
+// TestAPodsOwnMark: the mark that a pod sets on its packets (SO_MARK) doesn't change which packets arrive.
 func TestAPodsOwnMark(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,7 +89,7 @@ func TestAPodsOwnMark(t *testing.T) {
 	state.Namespaces = []policy.Namespace{{Name: "x"}}
 	n.Enforce(state)
 	n.want("without a policy", to(web, client, 80), nil)
-	for _, closed := range []string{"web", "client"} { // the receiver's policy, then the sender's, denies the packets
+	for _, closed := range []string{"web", "client"} { // the policy selects the receiver, then the sender
 		s := state
 		s.Policies = append(s.Policies, networkPolicy(t, fmt.Sprintf(
 			"{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: %s}}, "+
