@@ -164,7 +164,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
 		}
 	}
-	// These settings protect the node, so they come before the link is up.
+	// These settings protect the node, so they must be right before the link comes up.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}

@@ -106,7 +106,7 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1")
 }
 
-// TestTranslatedPacketsReachPodsOfTheSameNode: if a DNAT rule, as kube-proxy makes, leads a pod's packet to a pod of
+// TestTranslatedPacketsReachPodsOfTheSameNode: if a DNAT rule like those of kube-proxy leads a pod's packet to a pod of
 // the same node, the packet arrives.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -364,8 +364,9 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link has another name, it must lead to one of
-// the given addresses. If no index is given, ShutPeer sets the link down only if it leads to the given namespace.
+// TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link's name isn't the given one, the link must
+// lead to one of the given addresses. Without an index, ShutPeer sets a link down only if it leads to the given
+// namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -397,14 +398,14 @@ func TestShutPeer(t *testing.T) {
 		netns, pod string
 		exists, up bool
 	}{
-		{"vother", "vother", 0, one, "one", true, true}, // the name of a link that is gone may be another pod's by now
+		{"vother", "vother", 0, one, "one", true, true}, // the link is gone, and another pod's link has its name by now
 		{"here", "here", 0, other, "other", true, true},
 		{"vone", "vone", 0, one + "-gone", "one", true, true},
 		{"vone", "vone", 0, file, "one", true, true},
 		{"vone", "missing", 0, one, "one", false, true},
 		{"vone", "missing", 1, one, "one", false, true},
 		{"vone", "vone", 0, one, "one", true, false},
-		{"vrenamed", "was", index("vrenamed"), one, "other", false, true}, // the index is another pod's by now
+		{"vrenamed", "was", index("vrenamed"), one, "other", false, true}, // another pod's link has the index by now
 		{"vrenamed", "was", index("vrenamed"), one, "renamed", true, false},
 		{"vother", "vother", index("vother"), one + "-gone", "other", true, false}, // the agent can't see the namespace
 	} {
@@ -457,7 +458,7 @@ func TestPodAddressesDuringACleanup(t *testing.T) {
 		"ip -n pod address add "+addr.String()+"/32 dev eth0")
 	for range 10 {
 		var gone []string
-		for _, name := range []string{"one", "two", "three"} { // the kernel deletes the second after the first
+		for _, name := range []string{"one", "two", "three"} { // the kernel deletes these one after the other
 			gone = append(gone, nodetest.NewNS(t, name))
 			nodetest.RunEach(t, "ip link add type veth peer name eth0 netns "+name)
 		}

@@ -249,13 +249,13 @@ func (l Link) filtered() bool {
 	return l.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && l.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1
 }
 
-// NeedsNoIPv6 reports whether the node itself needs no IPv6 on the link that another plugin made for a pod. IPv6
-// packets that the node accepts from such a link may bypass policy:
+// NeedsNoIPv6 reports whether the node itself needs no IPv6 on the link that another plugin made for a pod. There are
+// two such cases. In both, IPv6 packets that the node accepts from the link may bypass policy:
 //
-//   - The link is a bridge's port: frames to link-local MACs of IEEE 802.1D reach the node's IP stack from the port,
-//     past the hooks of the bridge. All other frames reach the node from the bridge, so the port needs no IPv6.
-//   - The link is no bridge's port: the kernel gives it a link-local address, to which the pod can send. If no pod of
-//     the node has an IPv6 address, the node has no rules for IPv6.
+//   - The link is a bridge's port. Frames to link-local MACs of IEEE 802.1D reach the node's IP stack from the port,
+//     past the hooks of the bridge. All other frames reach the node from the bridge.
+//   - The pod has no IPv6 address. It can still send to the link-local address that the kernel gives the link. The node
+//     has rules for IPv6 only if one of its pods has an IPv6 address.
 func NeedsNoIPv6(e endpoint.Endpoint) bool {
 	six := func(a endpoint.Address) bool { return a.Addr.Is6() }
 	return e.Chained && e.HostIf != "" && (e.BridgeIf != "" || !slices.ContainsFunc(e.Addresses, six))

@@ -19,8 +19,8 @@ import (
 // sends a few thousand incomplete datagrams would fill the memory, and the kernel would drop all other pods' fragments.
 // Two measures prevent this:
 //
-//   - The guard limits the fragments that each port sends. Beyond its own share, a port may send as much of the shared
-//     part as the other ports leave.
+//   - The guard gives each port a share of its own: a number of fragments and bytes a second. Beyond their shares, all
+//     ports together may send a further limited number (the shared part).
 //   - weir enlarges the memory, and shortens the stay of incomplete datagrams (see reassembly).
 //
 // The guard doesn't limit fragments that come from other hosts. Other nodes reassemble the fragments of their own
@@ -31,7 +31,7 @@ const (
 	portFragments = 1000
 	portBytes     = 1 << 20 // bytes a second
 
-	// All ports together may send this much a second beyond their own shares.
+	// The shared part: all ports together may send this much a second beyond their own shares.
 	sharedFragments = 10_000
 	sharedBytes     = 16 << 20
 	sharedAtOnce    = 1000 // fragments at once

@@ -252,7 +252,7 @@ func parseRoute(m []byte) (r routeSeen, ok bool) {
 		}
 	}
 	r.Dst = netip.PrefixFrom(address, int(at.Dst_len))
-	// A route with a TOS is only for packets with this TOS.
+	// A route with a TOS doesn't count, because it is only for packets with this TOS.
 	return r, at.Flags&unix.RTM_F_CLONED == 0 && at.Tos == 0
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 // portOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
-// that of the pod's end. A missing link is no fault of weir0: the kernel deletes the link together with the pod's
+// that of the pod's end. Check accepts a missing link, because the kernel deletes the link together with the pod's
 // network namespace.
 type portOnBridge struct {
 	HostIf string

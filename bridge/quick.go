@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// quickSet is the set in which the guard's first rule looks up most frames. Its key is short, and the kernel doesn't
-// let the set grow, so a look-up takes little time. A frame that isn't in quickSet meets the guard's other rules.
+// quickSet is the set in which the guard's first rule looks frames up. Its key is short and its size is fixed, so a
+// look-up takes little time. A frame whose sender isn't in quickSet meets the guard's other rules.
 const quickSet = "links4"
 
 // quickEntries is how many entries quickSet can have. Further ports have no entries in quickSet, so their frames

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// ForbidPorts removes all entries of the ports from the guard's sets. The caller must call the returned function
-// later(), which closes the connection to nftables, and waits until the kernel no longer uses the entries.
+// ForbidPorts removes all entries of the ports from the guard's sets. The caller must call the returned function, which
+// closes the connection to nftables, and waits until the kernel no longer uses the entries.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
 func ForbidPorts(hostIfs []string) (later func(), err error) {

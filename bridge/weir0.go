@@ -80,8 +80,8 @@ func (b weirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC reports whether weir0's MAC is right: one of b.MACs, or the one that MAC makes from an address of
-// weir0.
+// acceptsMAC reports whether weir0's MAC is right: one of b.MACs, or one that the function MAC computes from an address
+// of weir0.
 func (b weirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
@@ -161,7 +161,7 @@ func (a gatewayAddress) String() string {
 	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
-// Command returns the command that adds the address. IPv6 skips the check for duplicate addresses.
+// Command returns the command that adds the address. For IPv6 it skips the check for duplicate addresses (nodad).
 func (a gatewayAddress) Command() string {
 	nodad := ""
 	if a.Gateway.Addr().Is6() {

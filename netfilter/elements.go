@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Elements returns the elements of the set's kind that rules could look up in the set for one of the packets.
+// Elements returns the elements that rules look up in this set when they check one of the packets.
 func Elements(s ruleset.Set, packets []ruleset.Packet) (all []ruleset.Element) {
 	add := func(e ruleset.Element) {
 		if !slices.Contains(all, e) {

@@ -60,7 +60,8 @@ type Result struct {
 	Strays []netip.Addr
 	// Notes say what doesn't work although the kernel has the ruleset.
 	Notes []Note
-	// Late has the errors of programs that had made their changes before they failed. The kernel has been read since.
+	// Late has the errors of programs that had made their changes before they failed. After such an error, the backend
+	// has read the kernel's state again.
 	Late []error
 }
 

@@ -22,7 +22,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// newAddrIPv6 names an RTM_NEWADDR of IPv6.
 const newAddrIPv6 = "RTM_NEWADDR of IPv6"
 
 // monitor returns a function that returns the types of the messages about the tunnel and about weir's routes that the

@@ -68,8 +68,8 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the gate anew if one of its chains is missing, empty or at another hook. It doesn't compare the
-// rules in the chains: while the nodes aren't known, the agent can't compute the rules. It then calls EnsureExists.
+// EnsureExists makes the gate anew if one of its chains is missing, empty or at another hook. The agent calls it while
+// the nodes aren't known. The agent doesn't know the wanted rules then, so EnsureExists compares no rules.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {

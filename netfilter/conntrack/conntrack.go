@@ -40,7 +40,7 @@ type Connection struct {
 type tcpState struct {
 	state uint8 // one of enum tcp_conntrack
 	flags uint8 // flags of the side that opened the connection
-	known bool  // true if the kernel has told the flags
+	known bool  // true if the kernel's message has the flags
 }
 
 // zone is the entry's zone of connection tracking, as the kernel writes it (big-endian). The default zone is 0. If only

@@ -40,7 +40,6 @@ func TestEvicted(t *testing.T) {
 	}
 }
 
-// TestReadLoad: the load of this node can be read.
 func TestReadLoad(t *testing.T) {
 	l, err := ReadLoad()
 	if err != nil || l.Most > 0 && l.Entries > l.Most { // 0 means no limit

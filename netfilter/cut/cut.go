@@ -6,7 +6,7 @@
 // Invariants:
 //   - If the rules change during a walk, the walk changes no connection on which the old and the new rules disagree.
 //   - A walk changes no connection that the node itself has opened, and none without a pod of the node.
-//   - If a connection can't be changed, that is reported, and the walk continues.
+//   - If a connection can't be changed, the walk continues, and returns an error at its end.
 package cut
 
 import (

@@ -103,7 +103,7 @@ func TestWalk(t *testing.T) {
 		want       Result // Examples are compared only if Walk restores connections
 		examples   int
 		entries    string
-		restore    bool // calls Restore instead of Walk
+		restore    bool // true if the test calls Restore instead of Walk
 	}{
 		{
 			"everything is allowed", all, all,

@@ -116,7 +116,7 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets since Make were not logged because of the limit. The result there is false if the
+// Beyond returns how many packets since Make were not logged because of the limit. The second result is false if the
 // table doesn't exist.
 //
 // Equivalent to: nft list chain inet weir-flows log

@@ -13,7 +13,8 @@ import (
 )
 
 // Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
-// returns a sentence with the kernel's error. An error of Lacks itself doesn't mean that a need isn't met.
+// returns a sentence with the kernel's error. An error means that a thread couldn't leave the trial's network namespace
+// (see probe.Apart). The sentences are right in this case too.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
