@@ -45,7 +45,7 @@ func TestDropsBadInput(t *testing.T) {
 }
 
 // TestDropsOfUnknownNames: if no drop matches, and the namespace, pod or policy doesn't exist, the command fails with
-// the nearest names. With -f it only says so.
+// the nearest names. With -f, the command only prints a note.
 func TestDropsOfUnknownNames(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -54,7 +54,7 @@ func TestExplainServices(t *testing.T) {
 		"shop/web 10.9.0.1:30444",  // kube-proxy on web's own node translates the nodePort before weir checks the packet
 		"node/n1 node/n2:30444",
 		"shop/web node/n2:8080",   // the same with a hostPort: web's node sends the packet under its own address
-		"shop/picky node/n2:8080", // picky's egress policy decides on node n2
+		"shop/picky node/n2:8080", // picky's egress policy sees the address of node n2, not the pod's
 		"shop/db node/n2:8080",    // the client is on the node with the hostPort
 		"node/n1 node/n2:8080",
 		"shop/host shop/front:22",     // host uses the network of n1, which sends through the tunnel under another address

@@ -96,7 +96,7 @@ func NewProgress(f *os.File) *Progress {
 	return &Progress{out: f}
 }
 
-// Say replaces the line. It does nothing if the last change was a moment ago.
+// Say replaces the line. It does nothing if the line was changed less than progressEvery ago.
 func (p *Progress) Say(format string, args ...any) {
 	if p == nil || p.out == nil || time.Since(p.last) < progressEvery {
 		return

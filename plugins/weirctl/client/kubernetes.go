@@ -24,7 +24,8 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pageSize is how many objects come in one answer. Each page is converted before the next, which saves memory.
+// pageSize is how many objects come in one answer. A page is converted before the next page is read, which saves
+// memory.
 const pageSize = 500
 
 // API reads objects from the API server. It has clients for few groups only: client-go's clientset would link every
@@ -102,7 +103,7 @@ func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace
 	return a.eachOf(ctx, r, namespace, metav1.ListOptions{}, into, page)
 }
 
-// eachOf does what each does, for the objects that the options select.
+// eachOf is like each, but reads only the objects that the options select.
 func (a *API) eachOf(
 	ctx context.Context, r schema.GroupVersionResource, namespace string, options metav1.ListOptions, into list,
 	page func(),

@@ -191,7 +191,7 @@ func TestAskAll(t *testing.T) {
 		case <-full:
 		case <-r.Context().Done():
 		}
-		time.Sleep(20 * time.Millisecond) // one more question would come now
+		time.Sleep(20 * time.Millisecond) // gives AskAll time to ask one node too many
 		mu.Lock()
 		now-- // before the answer, because the next question may come right after it
 		mu.Unlock()

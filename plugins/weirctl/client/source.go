@@ -95,7 +95,7 @@ const (
 	HintNode    = HintCluster + ", and --node NAME that of one"
 )
 
-// Hinted adds advice to an error of a question to this node's agent. hint says which flags help if there is no agent.
+// Hinted adds advice to the error of a request to this node's agent. hint says which flags help if there is no agent.
 func Hinted(err error, hint string) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):

@@ -75,7 +75,7 @@ func (r *Report) Broken() string {
 }
 
 type Outcome struct {
-	// From is the client's node, and To the server's. To is empty if there is no server's node.
+	// From is the client's node, and To the server's node. To is empty if the attempt is to no node.
 	From, To string
 	Family   string
 	OK       bool
