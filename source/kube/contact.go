@@ -42,7 +42,7 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 			return resp, err
 		}
 		q := r.URL.Query()
-		ofWatch := q.Has("watch") || q.Has("resourceVersion") || q.Has("limit") // a list begins a watch
+		ofWatch := q.Has("watch") || q.Has("resourceVersion") || q.Has("limit") // a watch begins with a list
 		if !ofWatch || (err != nil && r.Context().Err() != nil) {
 			return resp, err
 		}

@@ -24,8 +24,8 @@ type Dir struct {
 	// With IgnoreBroken, Dir starts even if files can't be parsed, and waits only for files that are being written.
 	// Without IgnoreBroken, Dir returns no objects until it has parsed each file that may have a policy.
 	IgnoreBroken bool
-	// Node is the name of this node. Kubelet appends it to the names of static pods. Without it, Dir adds no static
-	// pods.
+	// Node is the name of this node. Kubelet appends this name to the names of static pods. If Node is empty, Dir adds no
+	// static pods.
 	Node string
 
 	files map[string]*file

@@ -2,7 +2,7 @@ package objects
 
 import "strings"
 
-// policyKinds has kinds of network policies of other programs. A key is the end of the kinds' API group. Kinds with
+// policyKinds has kinds of network policies of other programs. A key is the end of an API group's name. Kinds with
 // NetworkPolicy in their names needn't be here.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},

@@ -61,7 +61,8 @@ func Service(o *corev1.Service) policy.Service {
 	return s
 }
 
-// families returns the families that the Service states. If it states none, families returns those of its clusterIPs.
+// families returns the families that the Service states. If it states none, families returns the families of its
+// clusterIPs.
 func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Family) {
 	for _, f := range stated {
 		switch f {
