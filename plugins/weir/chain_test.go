@@ -858,7 +858,7 @@ func TestSourceRoutes(t *testing.T) {
 		return errors.Join(os.WriteFile(ofLink, []byte("1"), 0o600), os.WriteFile(sysctl, []byte("1"), 0o600))
 	}
 	var server, client net.PacketConn
-	nodetest.In(t, pod.Netns, func() (err error) { // a new namespace has the node's settings
+	nodetest.In(t, pod.Netns, func() (err error) { // a pod's namespace may inherit the node's settings
 		server, err = net.ListenPacket("udp4", ":80")
 		return errors.Join(err, accept())
 	})

@@ -230,7 +230,7 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 		n.Reach(client, addr+":80", false)
 		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53", time.Second) })
 	}
-	// Ingress is open, and the connection is refused, as no server listens.
+	// No policy isolates the pod in ingress, so the connection arrives. It is refused, because no server listens.
 	n.Eventually("a pod under an egress policy refuses a connection", func() error {
 		if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
 			!strings.Contains(err.Error(), "refused") {
