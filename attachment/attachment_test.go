@@ -371,7 +371,7 @@ func TestSetsBeforeTheLink(t *testing.T) {
 			n.must(ipam.AssignExternal("c5:eth0", a))
 		}
 		sets := &earlySets{link: e.HostIf}
-		x := &ending{id: e.ID(), busy: name != "c3"} // another process is ending c3 too
+		x := &ending{id: e.ID(), busy: name != "c3"} // as if another process had locked c3's record
 		n.must((Node{Sets: sets}).begin(x))
 		if got := slices.Contains(sets.addrs, a); got != own {
 			t.Errorf("%s: took the address out of sets early: %v, want %v", name, got, own)

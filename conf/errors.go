@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Error says what is wrong with the network configuration or the variables of a CNI call. The plugin chooses its CNI
-// code by Kind.
+// Error says what is wrong with the network configuration or the variables of a CNI call. By Kind, the plugin chooses
+// the error's CNI code.
 type Error struct {
 	Kind    ErrorKind
 	Message string // begins with the key or the variable, if one is wrong

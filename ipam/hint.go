@@ -107,8 +107,8 @@ func (h hint) mark(a netip.Addr) {
 	}
 }
 
-// unmark clears the address's bit. If that fails, it deletes all bitmaps: an address with a set bit would never
-// be assigned.
+// unmark clears the address's bit. If that fails, it deletes all bitmaps, because the function next would skip a free
+// address with a set bit.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)

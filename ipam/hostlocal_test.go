@@ -125,7 +125,8 @@ func TestTheClockWasSet(t *testing.T) {
 	}
 }
 
-// TestBirthOf: the time of /run, which decides on files of host-local, can be read.
+// TestBirthOf: birthOf returns the time when a directory was made. For /run, this time decides which files of
+// host-local count.
 func TestBirthOf(t *testing.T) {
 	dir := t.TempDir()
 	before := time.Now().Add(-time.Minute)

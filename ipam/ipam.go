@@ -74,7 +74,7 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 		return err
 	}
 	others := newHostLocal()
-	if others.unread != nil { // no address is known to be free, and IPv6 has too many to look at
+	if others.unread != nil { // any address may be in use, and an IPv6 range has too many addresses to check
 		return fmt.Errorf("find out which addresses host-local has given to pods: %w", others.unread)
 	}
 	families := byFamily(want.Ranges)
