@@ -14,8 +14,8 @@ import (
 )
 
 // addrGenModeNone means that the kernel makes no link-local address for a link (IN6_ADDR_GEN_MODE_NONE). The kernel
-// then sends no redirects from weir0 and solicits no router. It also saves the search for duplicates of the link-local
-// address, which would delay a pod by two seconds.
+// then sends no redirects from weir0 and solicits no router. It also doesn't search for duplicates of a link-local
+// address. This search would delay a pod by two seconds.
 const addrGenModeNone = 1
 
 // ensureIPv6 gives weir0 addresses with /128. With the subnet's prefix length, the node would also answer for the

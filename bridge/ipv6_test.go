@@ -12,7 +12,7 @@ import (
 )
 
 // TestIPv6PodsReachEachOtherThroughTheNode: if pods have IPv6 addresses, they reach each other only through the node's
-// FORWARD hook. The kernel looks for no duplicates of the addresses, which would take a second.
+// FORWARD hook. The kernel doesn't search for duplicates of the addresses, because this search would take a second.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -121,8 +121,8 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	}
 }
 
-// TestWithoutIPv6: if IPv6 is switched off in a pod, AddPort says so and leaves no link behind. If it is off on
-// weir0, Ensure says so.
+// TestWithoutIPv6: if IPv6 is switched off in a pod, AddPort's error says so, and AddPort leaves no link behind. If
+// IPv6 is off on weir0, the error of Ensure says so.
 func TestWithoutIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -136,7 +136,7 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// podMTU returns 0 if the pod's end is gone or its namespace is unknown.
+// podMTU returns the MTU of the pair's other end. It returns 0 if that end is gone, or if its namespace is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {

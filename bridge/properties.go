@@ -41,7 +41,8 @@ type Pod struct {
 	Up bool
 }
 
-// PodOf returns false if another plugin made the interface, or if the record has no valid MAC.
+// PodOf returns the Pod of the record. It returns false if another plugin made the interface, or if the record has no
+// valid MAC.
 func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	mac, err := net.ParseMAC(e.MAC)
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained

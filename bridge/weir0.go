@@ -38,7 +38,8 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command returns the command that restores all that Check compares, except the MTU, which follows from the ports.
+// Command returns the command that restores all that Check compares, except the MTU: the kernel sets it to that of the
+// ports.
 func (b weirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])

@@ -216,7 +216,7 @@ func reported(t *testing.T, heard func() []string, message string) {
 
 // BenchmarkNothingToDo measures an Apply with nothing to do, for 5,000 nodes of both families.
 func BenchmarkNothingToDo(b *testing.B) {
-	runtime.LockOSThread() // the thread ends with the benchmark, and the namespace with it
+	runtime.LockOSThread() // the thread ends with the benchmark, and the namespace ends with the thread
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		b.Fatal(err)
 	}

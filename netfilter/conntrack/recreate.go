@@ -43,7 +43,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// This sets the labels once more: only this request fails if the new entry has no room for labels.
+	// Set the labels once more, because only this request fails if the new entry has no room for labels.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 

@@ -37,8 +37,8 @@ type change struct {
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
 	unready bool     // true if pods move to a new or changed chain
-	// both has temporary chains for moving pods. Such a chain allows only what the old and the new class both allow. The
-	// key has the names of these two classes' chains, the old one first.
+	// both has temporary chains for moving pods. Such a chain allows only packets that the old and the new class allow.
+	// The key has the names of these two classes' chains, the old one first.
 	both map[[2]string]chain
 }
 
@@ -125,8 +125,8 @@ func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
 	case now == was || within(c.have, c.want, was, now):
-		return allowsMore // or only the comment changes
-	case was == "": // packets on their way find no rules in a new chain, and pass, but the old state allows them too
+		return allowsMore // if now is was, only the comment changes
+	case was == "": // packets on their way may find no rules in a new chain and pass, as the old state allows
 		return allowsLess
 	case c.ready(now) && (!known || c.deniesAll(now)):
 		return allowsLess
@@ -179,7 +179,8 @@ func (c *change) states() []*table {
 	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
 
-// stage makes the pods of the map move by way of temporary chains, which allow only what both classes allow.
+// stage makes the temporary chains by way of which the pods of the map move. Such a chain allows only packets that both
+// classes allow.
 func (c *change) stage(name string) {
 	s, _ := c.want.find(name)
 	for d := range c.have.sets[name].entries.Diff(s.entries) {
