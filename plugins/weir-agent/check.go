@@ -129,8 +129,8 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName returns the name that kubelet gives its node, in small letters. If node is empty, it is the host's
-// name.
+// kubeletName returns the name that kubelet gives this node: the name node, or the host's name if node is empty, in
+// lower case.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

@@ -91,7 +91,7 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 type AuditRules struct {
 	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`
-	// Broad is true if one of the rules selects all pods of a namespace, because a pod has no labels.
+	// Broad is true if one of the rules selects all pods of a namespace, because the pod of a connection has no labels.
 	Broad bool `json:"broad,omitempty"`
 	// Without has protocols without ports. Only a rule without ports can allow them.
 	Without []string `json:"protocolsWithoutPorts,omitempty"`

@@ -118,7 +118,8 @@ func TestLoadKubernetes(t *testing.T) {
 	}
 }
 
-// TestTenant: if a user may read only one namespace, its objects are read, and the gaps are named.
+// TestTenant: if the user may read only one namespace, Load reads the objects of this namespace, and Gaps names the
+// rest.
 func TestTenant(t *testing.T) {
 	tenant := func(path string) bool {
 		return !strings.HasSuffix(path, "/namespaces/ns-1/pods") && !strings.HasSuffix(path, "/ns-1/networkpolicies")
