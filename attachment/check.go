@@ -28,7 +28,7 @@ type Expected struct {
 	Addresses []endpoint.Address
 }
 
-// Load reads the record of the attachment with that ID. The error is *NoRecordError or *StepError.
+// Load reads the record of the attachment with this ID. The error is *NoRecordError or *StepError.
 func Load(id string) (*endpoint.Endpoint, error) {
 	e, err := endpoint.Load(id)
 	if errors.Is(err, fs.ErrNotExist) {

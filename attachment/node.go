@@ -26,7 +26,7 @@ func NewNode() Node { return Node{Sets: podSets{}} }
 // PodSets are the packet filter's sets of this node's pods. New connections of a pod in the set of all pods are dropped
 // unless the pod's classes allow them. Each backend has an implementation of PodSets. All methods can be repeated.
 type PodSets interface {
-	// Name returns the name of the set of all pods of the address's family, for messages.
+	// Name returns the name of the set of all pods, in the address's family. The name is for messages.
 	Name(addr netip.Addr) string
 	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
 	// comment beside each address.

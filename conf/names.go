@@ -26,8 +26,8 @@ const (
 	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only
 	// one program can read a group: the agent.
 	LogGroup = 88
-	// FlowTable is the nftables table of the inet family with the rules that log allowed first packets. It
-	// exists only while an agent records flows.
+	// FlowTable is the nftables table of the inet family with the rules that log the first packets that policies have
+	// allowed. It exists only while an agent records flows.
 	FlowTable = "weir-flows"
 	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
 	FlowGroup = 89
