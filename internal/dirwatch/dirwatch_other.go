@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Watcher has no function here: programs that don't watch directories still link this type.
+// Watcher can't watch anything here. The type exists so that programs that don't watch directories can be built.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.

@@ -79,8 +79,8 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 // mostOfAState is how many packets are sent at most in one cluster, so that there is time for many clusters.
 const mostOfAState = 200
 
-// TestHasPods: with each backend, HasPods reports whether the set of all pods has entries, whether the set was read in
-// one part (Read) or in several (Refresh).
+// TestHasPods: with each backend, HasPods reports whether the set of all pods has entries, after Read and after
+// Refresh.
 func TestHasPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
