@@ -88,7 +88,8 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// misplacedPods reports running pods with addresses from before a change of podCIDRs.
+// misplacedPods reports running pods with addresses from before a change of podCIDRs. The problems have the same
+// order in each round, because a list in another order would be reported again.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {
@@ -102,5 +103,6 @@ func (a *agent) misplacedPods() []ruleset.Problem {
 				"delete the pod, and its replacement gets an address within them",
 		})
 	}
+	slices.SortFunc(problems, compareProblems)
 	return problems
 }

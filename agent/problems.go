@@ -15,6 +15,7 @@ type problems struct {
 	all              []ruleset.Problem // sorted, with shortened texts
 	compiled, others []ruleset.Problem
 	made             time.Time
+	listed           time.Time // when compiled was made anew; others may change more often
 }
 
 const (
@@ -22,12 +23,12 @@ const (
 	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
-	// For heldFor after a report of many problems, changed problems of single objects cause neither a report nor a
+	// For heldFor after the engine has listed many problems, changed problems of single objects cause neither a list nor a
 	// reconcile. Otherwise each event of one such object would take time for the problems of all objects.
 	heldFor = 10 * manyEvery
 )
 
-func (p *problems) held() bool { return len(p.all) > many && time.Since(p.made) < heldFor }
+func (p *problems) held() bool { return len(p.all) > many && time.Since(p.listed) < heldFor }
 
 // report logs new and ended problems. If it is too early for a long list, it returns the time until the next call.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {
@@ -37,17 +38,18 @@ func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) 
 	if left := manyEvery - time.Since(p.made); left > 0 && len(compiled)+len(others)+len(p.all) > many {
 		return left
 	}
-	p.compiled, p.others, p.made = compiled, others, time.Now()
+	p.made = time.Now()
+	if !ruleset.SameProblems(compiled, p.compiled) {
+		p.listed = p.made
+	}
+	p.compiled, p.others = compiled, others
 	now := slices.Concat(compiled, others)
 	for i, n := range now { // a field of an object may be a megabyte long
 		now[i] = ruleset.Problem{
 			Object: excerpt.Of(n.Object), Field: excerpt.Of(n.Field), Message: excerpt.Of(n.Message),
 		}
 	}
-	slices.SortFunc(now, func(a, b ruleset.Problem) int {
-		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field),
-			strings.Compare(a.Message, b.Message))
-	})
+	slices.SortFunc(now, compareProblems)
 	if slices.Equal(now, p.all) {
 		return 0
 	}
@@ -55,6 +57,11 @@ func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) 
 	logMissing(log.Info, "no longer: part of an object can't be used as written", p.all, now)
 	p.all = now
 	return 0
+}
+
+func compareProblems(a, b ruleset.Problem) int {
+	return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Field, b.Field),
+		strings.Compare(a.Message, b.Message))
 }
 
 const maxLogged = 50

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
@@ -94,8 +96,29 @@ func TestManyProblemsAreHeld(t *testing.T) {
 	if report(); named() {
 		t.Error("the problem is listed at once")
 	}
-	a.problems.made = time.Now().Add(-heldFor)
+	a.problems.made, a.problems.listed = time.Now().Add(-heldFor), time.Now().Add(-heldFor)
+	a.problems.report(a.Log, a.problems.compiled, []ruleset.Problem{{Object: "Node none"}})
+	a.problems.made = time.Now().Add(-manyEvery) // the report of other problems doesn't make the list wait longer
 	if report(); !named() {
 		t.Error("the problem isn't listed")
+	}
+}
+
+// TestMisplacedPodsHaveOneOrder: in each round, the problems of misplaced pods have the same order.
+func TestMisplacedPodsHaveOneOrder(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := newConflistAgent(t)
+	const pods = 20
+	for i := range pods {
+		e := endpoint.Endpoint{
+			ContainerID: fmt.Sprint(i), IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: fmt.Sprint("p", i)},
+			Addresses: []endpoint.Address{{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}},
+		}
+		a.records.endpoints[e.ID()] = e
+	}
+	if all := a.misplacedPods(); len(all) != pods || !slices.IsSortedFunc(all, compareProblems) {
+		t.Errorf("%v", all)
 	}
 }
