@@ -11,6 +11,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -61,7 +64,7 @@ func TestManyProblemsAreReportedSeldom(t *testing.T) {
 }
 
 // TestManyProblemsAreHeld: while many problems are reported, an event of an object that has a problem causes no
-// reconcile. A later report has the changed problem.
+// reconcile. A later report has the changed problem. A problem of a policy is reported at once.
 func TestManyProblemsAreHeld(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -101,6 +104,19 @@ func TestManyProblemsAreHeld(t *testing.T) {
 	a.problems.made = time.Now().Add(-manyEvery) // the report of other problems doesn't make the list wait longer
 	if report(); !named() {
 		t.Error("the problem isn't listed")
+	}
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "elsewhere", Name: "bad"}}
+	np.Spec.PodSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: "unknown"}}
+	bad := policy.NewDelta()
+	bad.Policies[policy.Name{Namespace: "elsewhere", Name: "bad"}] = []*networkingv1.NetworkPolicy{np}
+	if w := a.takeUpdate(bad, nil); !w.reconcile {
+		t.Error("a problem of a policy waits")
+	}
+	a.problems.made = time.Now().Add(-manyEvery)
+	report()
+	ofPolicy := func(p ruleset.Problem) bool { name, ok := p.Policy(); return ok && name == "elsewhere/bad" }
+	if !slices.ContainsFunc(a.problems.all, ofPolicy) {
+		t.Error("the problem of a policy isn't listed at once")
 	}
 }
 

@@ -59,7 +59,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 		e.ruleset.Problems = last
 	} else {
 		e.ruleset.Problems = slices.Concat(e.ruleset.Problems, e.reports.all())
-		e.reports.changed = false
+		e.reports.changed, e.reports.ofPolicy = false, false
 	}
 	for namespace := range e.touched {
 		e.forgetPolicies(namespace)

@@ -10,16 +10,20 @@ import (
 type reports struct {
 	by      map[reportOf][]ruleset.Problem
 	changed bool
-	held    bool
+	// ofPolicy means that problems of a policy are among the changed ones.
+	ofPolicy bool
+	held     bool
 }
 
 // HoldReports makes later rulesets keep the present list of problems, even if the problems of single objects change.
 // The list can wait: a problem alone changes no set and no rule, and a new list takes time for each problem of the
 // cluster.
+//
+// Changed problems of policies don't wait: weirctl wait shows them once the policy is enforced.
 func (e *Engine) HoldReports(hold bool) { e.reports.held = hold }
 
 // due reports whether a ruleset must list the problems again.
-func (r *reports) due() bool { return r.changed && !r.held }
+func (r *reports) due() bool { return r.changed && (r.ofPolicy || !r.held) }
 
 type reportOf struct {
 	pod       *pod
@@ -35,7 +39,7 @@ func (r *reports) set(of reportOf, problems []ruleset.Problem) {
 	if r.by == nil {
 		r.by = map[reportOf][]ruleset.Problem{}
 	}
-	r.changed = true
+	r.changed, r.ofPolicy = true, r.ofPolicy || of.policy != Name{}
 	if r.by[of] = problems; len(problems) == 0 {
 		delete(r.by, of)
 	}
