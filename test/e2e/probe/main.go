@@ -40,7 +40,7 @@ type Attempt struct {
 	Took          time.Duration `json:"took"` // in nanoseconds
 	OK            bool          `json:"ok"`
 	Retransmitted int           `json:"retransmitted,omitempty"` // number of segments, including SYNs
-	Late          bool          `json:"late,omitempty"`          // the first SYN arrived, and its answer came late
+	Late          bool          `json:"late,omitempty"`          // the first SYN arrived; its answer came late or was lost
 	Error         string        `json:"error,omitempty"`
 }
 
@@ -103,7 +103,8 @@ func try(address string, timeout time.Duration) (a Attempt) {
 			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 				a.Retransmitted = int(info.Total_retrans)
 				// Each SYN has its own timestamp, and the answer repeats it. So if the round trip is longer than the time
-				// after which TCP repeats a SYN, the answer is to the first SYN.
+				// after which TCP repeats a SYN, the answer is to the first SYN. A server's second answer repeats the first
+				// SYN's timestamp too, so this can't tell a late first answer from a lost one.
 				a.Late = a.Retransmitted > 0 && time.Duration(info.Rtt)*time.Microsecond > repeatsSYN-100*time.Millisecond
 			}
 		})
