@@ -244,8 +244,8 @@ func TestHeldPackets(t *testing.T) {
 	}
 }
 
-// TestKnownConnectionsAreRestoredAtOnce: a change that allows a cut connection again needs no walk, unless too many
-// connections are cut.
+// TestKnownConnectionsAreRestoredAtOnce: after a change that may allow cut connections again, the agent at once looks
+// at the cut connections that it knows. It looks at all connections only if more are cut than it can remember.
 func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

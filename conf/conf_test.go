@@ -23,7 +23,7 @@ func newRange(subnet, start, end, gateway string) Range {
 func TestParse(t *testing.T) {
 	whole := []Range{newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.254", "10.88.0.1")}
 	for _, tc := range []struct {
-		name, conf string // conf has the keys other than name
+		name, conf string // conf is the configuration without braces and without its key "name"
 		want       NetConf
 	}{
 		{"defaults", `"ranges": [{"subnet": "10.88.0.0/24"}]`, NetConf{Ranges: whole, Enforcement: Strict}},

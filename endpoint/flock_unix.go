@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kinds of locks, for flock(2).
 const (
 	lockEx = unix.LOCK_EX
 	lockSh = unix.LOCK_SH

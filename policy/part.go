@@ -72,8 +72,8 @@ func comparePolicies(a, b *parsedPolicy) int {
 	return strings.Compare(a.name, b.name)
 }
 
-// group has pods of a namespace that the same policies isolate in one direction. classify makes the group's class of
-// each family.
+// group has the pods of one namespace that the same policies isolate in one direction. For each family, classify makes
+// one class of the group.
 type group struct {
 	key      string
 	policies alternatives

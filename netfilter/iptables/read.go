@@ -314,8 +314,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers removes from t the chains of other programs that have no rules of weir's. In nat, kube-proxy makes
-// several chains for each Service.
+// forgetOthers removes other programs' chains from t, a table nat: kube-proxy makes several chains there for each
+// Service. forgetOthers keeps the built-in chains, and each chain that contains a rule of weir.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !conf.OwnChain(chain) && !slices.Contains(builtin["nat"], chain) &&

@@ -50,8 +50,9 @@ const (
 	// headers is how many bytes of each packet the kernel copies: enough for an IPv6 header with extension headers, and
 	// a TCP header with all options.
 	headers = 128
-	// messageSize is the size of the kernel's buffer for one message. The kernel needs one piece of memory for the
-	// buffer and less than 1 KiB more. With 31 KiB, this piece has eight pages. Larger pieces are rarely free.
+	// messageSize is the size of the kernel's buffer for one message. The kernel allocates the buffer together with less
+	// than 1 KiB of its own data, as contiguous memory. With 31 KiB, eight pages are enough for both. More contiguous
+	// pages are rarely free.
 	messageSize = 31 << 10
 	// perMessage is more packets than one message can contain. So the kernel sends full messages, and wakes the reader
 	// less often.

@@ -41,7 +41,8 @@ func (s *Source) completion(
 	}
 }
 
-// odd reports whether no object's name can have the character. A shell could act on such a character.
+// odd reports whether the character is other than those of completions: lower-case letters, digits, "-", "." and "/".
+// A shell could act on such a character, so a name that has it isn't completed.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }
