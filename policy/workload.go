@@ -31,8 +31,8 @@ type Workload struct {
 	Pod     Pod
 	Start   int
 	Indexed bool
-	// ManualSelector is true for a job with spec.manualSelector. The job controller adds no labels to the pods of such a
-	// job.
+	// ManualSelector is true for a job with spec.manualSelector. Kubernetes adds neither the job's name nor a UID to the
+	// labels of the pods of such a job.
 	ManualSelector bool
 	// Owner is the workload that has made this one, such as "Deployment web".
 	Owner string
@@ -86,6 +86,9 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 		known("deploymentconfig", w.Name, true)
 		known("deployment", w.Name+"-"+n.word, n.whole)
 	case "Job", "CronJob":
+		if w.Indexed {
+			known("batch.kubernetes.io/job-completion-index", n.index, true)
+		}
 		if w.ManualSelector {
 			break
 		}
@@ -96,9 +99,6 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 		for _, prefix := range []string{"", "batch.kubernetes.io/"} {
 			known(prefix+"job-name", job, n.whole)
 			known(prefix+"controller-uid", "", false)
-		}
-		if w.Indexed {
-			known("batch.kubernetes.io/job-completion-index", n.index, true)
 		}
 	}
 	return p, true
