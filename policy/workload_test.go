@@ -153,7 +153,9 @@ func TestWorkloadsLabel(t *testing.T) {
 		{Workload{Kind: "Job", Name: "once", ManualSelector: true}, "once-x2k9p", nil, nil},
 		{
 			Workload{Kind: "Job", Name: "twice", ManualSelector: true, Indexed: true},
-			"twice-1-x2k9p", map[string]string{"batch.kubernetes.io/job-completion-index": "1"}, nil,
+			"twice-1-x2k9p",
+			map[string]string{"batch.kubernetes.io/job-completion-index": "1"},
+			nil,
 		},
 		{
 			Workload{Kind: "DeploymentConfig", Name: "web"},
