@@ -141,7 +141,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
-	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables, whatever the debt is
+	if r.guardErr == nil && r.applied.unknown() { // with Trust, too, the next reconcile reads unknown tables
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {

@@ -13,7 +13,8 @@ type live struct {
 	selector // the zero value if this is a named port
 	gone     bool
 	scope    *scope
-	// requirements has the podSelector's requirements. The requirements that most live selectors share come first.
+	// requirements has the podSelector's requirements, sorted by how many live selectors share each. The most shared
+	// requirement comes first.
 	requirements []*liveRequirement
 	anchor       *requirement // the index has the selector at this requirement's anchors; nil without anchors
 	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the

@@ -54,9 +54,12 @@ func (u *Unparsed) Parse() {
 // to the engine. In both cases, the effort counts as work for the namespace. Otherwise a policy that always changes
 // would always be parsed first.
 //
-// Compiling a namespace takes long, so its parsed policies wait for each other. They are compiled if their effort is at
-// least that of all policies compiled before, or at least mostWaiting, or if no policy of the namespace is left to
-// parse.
+// Compiling a namespace takes long, so its parsed policies wait, and are compiled together. They are compiled in each
+// of these cases:
+//
+//   - The sum of their efforts is at least the sum for the namespace's policies that were parsed and compiled before.
+//   - The sum of their efforts is at least mostWaiting.
+//   - No policy of the namespace is left to parse.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {

@@ -183,8 +183,8 @@ func TestLargeSets(t *testing.T) {
 	}
 }
 
-// TestUnknownAnswers: if the kernel's answer has no element that the layout allows, the method answer returns an error.
-// The element doesn't count as absent.
+// TestUnknownAnswers: if the kernel answers with an element that doesn't fit the set's layout, the method answer
+// returns an error. It doesn't say that the set lacks the element.
 func TestUnknownAnswers(t *testing.T) {
 	addr := netip.MustParseAddr("10.88.0.2")
 	q := Question{WeirTable(conf.IPv4), podsSet(conf.IPv4), element(addr)}

@@ -74,8 +74,8 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot has a kind's objects at one version. It takes little memory: of objects that Kind.Base makes, it has only
-// the states, and the method at makes such an object when a client reads it.
+// snapshot has a kind's objects at one version. To save memory, it has only the states of the objects that Kind.Base
+// makes. When a client reads such an object, snapshot.at makes the object from its state.
 type snapshot struct {
 	kind    Kind
 	version uint64
