@@ -166,7 +166,7 @@ func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chos
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // a broken record is left out; it could only add a family to the ruleset
+	records, _ := endpoint.List() // List leaves out broken records
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}

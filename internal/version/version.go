@@ -25,8 +25,8 @@ func Of(program string) string {
 	return line(program, info)
 }
 
-// line returns the line of Of for the given build information. It contains "commit unknown" if the program was built
-// outside of a git work tree.
+// line returns the text that the function Of returns, for the given build information. The text contains "commit
+// unknown" if the program was built outside of a git work tree.
 func line(program string, info *debug.BuildInfo) string {
 	var commit, when, modified string
 	for _, s := range info.Settings {

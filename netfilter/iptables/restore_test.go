@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: a waiting process doesn't lock the tables. The driver replaces a process that was killed, or that has
-// the wrong flavour.
+// TestRestorers: the driver starts iptables-restore before it needs the process. While the process waits for input, it
+// doesn't lock the tables. The driver replaces a process that was killed, or that has the wrong flavour.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
