@@ -172,9 +172,9 @@ func sysctlsIPv6() []Property {
 	}
 }
 
-// sysctlsOfBridges keep packets on a bridge out of iptables. With br_netfilter, kube-proxy's rules could redirect such
-// a packet to another port. The bridge would then drop it, because the ports are isolated. weir needs no br_netfilter,
-// because the node routes all packets between pods.
+// sysctlsOfBridges keep packets on a bridge out of iptables. With br_netfilter, kube-proxy's rules could translate the
+// address of such a packet to another pod's address. The bridge would then drop the packet, because its ports are
+// isolated from each other. weir needs no br_netfilter, because the node routes all packets between pods.
 func sysctlsOfBridges() []Property {
 	why := "iptables doesn't check bridged frames"
 	return []Property{

@@ -50,7 +50,7 @@ type askKey struct {
 type builder struct {
 	*compiler
 	*part
-	last    map[askKey]*ask    // the asks of the last part for this namespace
+	last    map[askKey]*ask    // the asks of the part that the last compile made for this namespace
 	created map[string]*supply // sets that the compiler doesn't have yet, by name
 }
 

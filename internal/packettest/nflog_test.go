@@ -65,8 +65,8 @@ type logged struct {
 	payload   []byte
 }
 
-// packets returns the packets that were logged so far. It doesn't wait, because the kernel logs a packet before the
-// sender's system call returns.
+// packets returns the packets that were logged since the last call. It doesn't wait, because the kernel logs a packet
+// before the sender's system call returns.
 func (l nflog) packets(t testing.TB) (all []logged) {
 	t.Helper()
 	buf := make([]byte, 64<<10)

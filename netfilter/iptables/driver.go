@@ -48,7 +48,8 @@ type Driver struct {
 	// ahead has an iptables-restore process for each family. The process is started in advance, and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, and wait for release
-	// released has processes that may end. If such a process fails, its error is in late until Apply reports it.
+	// released has processes that the driver no longer needs. If such a process fails, its error is in late until Apply
+	// reports it.
 	released []*restorer
 	late     []error
 	forward  LegacyForward

@@ -210,8 +210,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The pod stays in the old class's set until the rules have changed. The change adds the rule of the new class
-			// before the rule of the old class, so the pod then moves to the new class.
+			// Until the rules have changed, the pod is in the sets of both classes. The change adds the rule of the new class
+			// before the rule of the old class, so the pod is in the new class from then on. It leaves the old set later.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.mayBeInBoth(s.Name, to) {
 				after = append(after, c)

@@ -58,7 +58,7 @@ type partyEnd struct {
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
 type unit struct {
-	pod       policy.Pod // the pod in the first state; of an unknown pod only the namespace and the name
+	pod       policy.Pod // the pod in the first state; if the pod is unknown, only namespace and name are set
 	addresses oneAddress
 	key       string // two units have different keys if a policy of one of the states may tell them apart
 	ends      partyEnds

@@ -135,8 +135,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the nodes in the map pending. It removes each node that lacks nothing from the map, and writes into
-// result what the other nodes lack.
+// askPending asks the nodes in the map pending whether they enforce the goal. It removes the nodes that do from the
+// map, and writes into result what the other nodes lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {
