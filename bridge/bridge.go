@@ -164,7 +164,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
 		}
 	}
-	// These settings protect the node, so they must be right before the link comes up.
+	// Once the link is up, frames of pods reach the node. Before that, the node needs limits for fragments, and weir0
+	// must have no autoconfigured addresses and routes.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}

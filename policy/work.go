@@ -12,7 +12,7 @@ const (
 	// sliceWork limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
 	// microseconds.
 	sliceWork = 1 << 8
-	// smallWork limits the work of Small.
+	// smallWork limits the work of one Small, in the same unit.
 	smallWork = 1 << 6
 	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
 	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are

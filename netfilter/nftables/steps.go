@@ -67,7 +67,7 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have held, want *table) []*table {
 	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
-		return []*table{want} // there are no rules, or damaged ones, so one transaction is enough
+		return []*table{want} // no correct rules are in force that each step must preserve
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
 	for _, s := range want.sets {

@@ -57,7 +57,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// WithAll returns the entries and the added entries, as With does for one entry. It may reorder the list.
+// WithAll returns the entries and the added entries, as With does for one entry. It may reorder the slice of
+// added entries.
 func (e Entries) WithAll(added ...Entry) Entries {
 	return Entries{e.of.WithAll(EntriesOf(added...).of)}
 }

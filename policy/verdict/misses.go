@@ -28,7 +28,7 @@ type Miss struct {
 	Label LabelChange `json:"-"`
 }
 
-// LabelChange gives a label a value. Without a key it changes nothing.
+// LabelChange gives a label a value. An empty Key means that there is no change to apply.
 type LabelChange struct{ Key, Value string }
 
 // Apply returns the labels with the change.

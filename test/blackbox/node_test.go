@@ -404,7 +404,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: if another program changes the tunnel, its routes or its entries, the agent repairs them.
+// TestNodeOverlayComesBack: if another program changes the tunnel's link, routes or forwarding entries, the agent
+// repairs them.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
