@@ -48,8 +48,8 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow: with 60,000 or more assigned addresses, at least a quarter of the calls of Assign and Release
-// take at most three times as long as with 10 assigned addresses, plus a millisecond.
+// TestCostDoesNotGrow: with 60,000 or more assigned addresses, Assign and Release take at most three times as long as
+// with 10 assigned addresses, plus 100 microseconds.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -94,21 +94,22 @@ func TestCostDoesNotGrow(t *testing.T) {
 			if err := Release("new:eth0", got); err != nil {
 				t.Fatal(err)
 			}
-			took = append(took, time.Since(began))
+			if took = append(took, time.Since(began)); took[len(took)-1] > time.Second {
+				t.Fatalf("%s: it took %s", tc.name, took[len(took)-1])
+			}
 		}
 		slices.Sort(took)
-		quick := took[len(took)/4] // not the mean, because other work on the machine makes some calls slower
+		median := took[len(took)/2] // not the mean, because other work on the machine makes some calls slower
 		began := time.Now()
 		if exhausted([]conf.Range{wide()}) {
 			t.Errorf("%s: the range is full", tc.name)
 		}
-		t.Logf("%s: assign and release %s (first quartile), full %s", tc.name, quick, time.Since(began))
+		t.Logf("%s: assign and release %s (median), full %s", tc.name, median, time.Since(began))
 		if few == 0 {
-			few = quick
+			few = median
 		}
-		// Reading 60,000 links takes 60 ms. The machine may have become much busier since the first case.
-		if quick > 3*few+time.Millisecond {
-			t.Errorf("%s: %s, but %s with 10 in use", tc.name, quick, few)
+		if median > 3*few+100*time.Microsecond { // reading 60,000 links takes 60 ms
+			t.Errorf("%s: %s, but %s with 10 in use", tc.name, median, few)
 		}
 	}
 }

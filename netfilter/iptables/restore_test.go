@@ -149,14 +149,7 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")
-	lock, err := os.OpenFile("/run/xtables.lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil {
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := lockXtables(t)
 	killed := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$")
 	killed.Env = append(os.Environ(), "WEIR_KILLED_DRIVER=1")
 	if err := killed.Start(); err != nil {
@@ -197,14 +190,7 @@ func TestTheLockIsTaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")
-	lock, err := os.OpenFile("/run/xtables.lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil {
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := lockXtables(t)
 	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
 	restore := func() error {
 		r, err := startRestorer(Legacy, conf.IPv4, "1")
@@ -259,4 +245,18 @@ func TestOffendingLine(t *testing.T) {
 	if got := len(said.String()); got < 1000 || got > 1200 {
 		t.Errorf("of 14,000 bytes that the program said %d are kept", got)
 	}
+}
+
+// lockXtables takes the lock that programs of iptables-legacy take.
+func lockXtables(t *testing.T) *os.File {
+	t.Helper()
+	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")
+	lock, err := os.OpenFile("/run/xtables.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lock
 }

@@ -121,8 +121,8 @@ func TestHeartbeat(t *testing.T) {
 	check(false, "one of an earlier boot")
 }
 
-// TestStatusIsCheap: if no other process holds a call of STATUS up, it takes less than a millisecond. containerd calls
-// STATUS every five seconds.
+// TestStatusIsCheap: at least half of the calls of STATUS take less than a millisecond. containerd calls STATUS every
+// five seconds.
 func TestStatusIsCheap(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,11 +141,10 @@ func TestStatusIsCheap(t *testing.T) {
 		took = append(took, time.Since(began))
 	}
 	slices.Sort(took)
-	const quick = 10 // on a busy machine, other processes hold up many calls
-	if took[quick] > time.Millisecond {
-		t.Errorf("only %d of %d calls take less than %s", quick, len(took), took[quick])
+	if median := took[50]; median > time.Millisecond {
+		t.Errorf("it takes %s, want less than a millisecond", median)
 	}
-	t.Logf("the median is %s", took[len(took)/2])
+	t.Logf("median %s", took[50])
 }
 
 // TestTheAgentReaps: if a pod's namespace is gone, the agent removes the attachment. containerd never calls GC.
