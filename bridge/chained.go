@@ -82,7 +82,7 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
 // the link is gone. It finds the link as peerLink does. If index is 0, ShutPeer sets the link down only if the link
-// leads to the namespace netnsPath. The agent's container has no such path, so the link then stays up.
+// leads to the namespace netnsPath. In the agent's container this path doesn't exist, so there the link stays up.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Address) error {

@@ -16,7 +16,7 @@ import (
 )
 
 // TestGateCost: if the gate is for as many nodes as Kubernetes supports, a tunnel packet takes at most 20 microseconds
-// longer than without a gate. On a slow machine, it may take four times as long as without a gate.
+// longer than without a gate.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

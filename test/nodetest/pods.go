@@ -164,8 +164,8 @@ func echo(conn net.Conn) {
 const patience = 10 * time.Second
 
 // Dial connects from the network namespace. It gives up after a quarter of a second, because dropped packets get no
-// answer. On a busy machine, it may also give up although no packet was dropped. But it never gives up a TCP connection
-// that the kernel has already opened: the test's process may have waited for a processor.
+// answer. On a busy machine, it may also give up although no packet was dropped. But if the
+// kernel has opened a TCP connection in that time, Dial returns the connection, however late this process sees it.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	var kept *os.File // the socket, which stays open when the dialer gives up
