@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 
@@ -49,6 +51,7 @@ func publish(t *testing.T) *publishing {
 		p.patches <- got
 		return false, nil, nil // false: the fake client goes on, and applies the patch
 	})
+	watched := podsWatched(p.Clientset)
 	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	synced, done := make(chan struct{}, 100), make(chan error, 1)
@@ -60,7 +63,22 @@ func publish(t *testing.T) *publishing {
 		}
 	})
 	<-synced
+	<-watched
 	return p
+}
+
+// podsWatched returns a channel that is closed when the client's first watch of pods has begun. Before the watch, the
+// fake API server drops the events of pods. Until the watch, the source may also still write the addresses of all
+// listed pods, after its first delta.
+func podsWatched(client *fake.Clientset) <-chan struct{} {
+	watched := make(chan struct{})
+	var once sync.Once
+	client.PrependWatchReactor("pods", func(a ktesting.Action) (bool, watch.Interface, error) {
+		defer once.Do(func() { close(watched) })
+		w, err := client.Tracker().Watch(a.GetResource(), a.GetNamespace(), a.(ktesting.WatchActionImpl).ListOptions)
+		return true, w, err
+	})
+	return watched
 }
 
 func (p *publishing) wantPatch(name, uid, ip string) {

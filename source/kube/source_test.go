@@ -62,6 +62,7 @@ func sidecar() corev1.Container {
 
 func TestRun(t *testing.T) {
 	client := fake.NewClientset(someObjects()...)
+	watched := podsWatched(client)
 	updates := make(chan *policy.Objects)
 	errs := make(chan error, 100)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -135,6 +136,7 @@ func TestRun(t *testing.T) {
 		}
 		t.Fatalf("never told that %s", what)
 	}
+	<-watched
 	pods := client.CoreV1().Pods("ns-1")
 	if _, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "b"}},
 		metav1.CreateOptions{}); err != nil {
