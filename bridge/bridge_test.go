@@ -217,7 +217,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 	ports := guardChains(guardSetsByName())[2]
 	ports.Rules = slices.Delete(portRules(guardSetsByName()), 2, 6)[1:]
-	// Earlier guards logged nothing.
+	// The guards of earlier versions of weir had no rules that log.
 	ports.Rules = slices.Delete(ports.Rules, len(ports.Rules)-2, len(ports.Rules)-1)
 	ports = withoutLog([]nft.Chain{ports})[0]
 	for i, r := range ports.Rules {
@@ -290,7 +290,7 @@ func TestReassembly(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Run(t, "sh", "-c", "echo 9999999999 >/proc/sys/net/ipv4/ipfrag_high_thresh") // more than weir needs
+	nodetest.Run(t, "sh", "-c", "echo 9999999999 >/proc/sys/net/ipv4/ipfrag_high_thresh") // SetReassembly must keep it
 	if err := SetReassembly(); err != nil {
 		t.Fatal(err)
 	}
@@ -523,7 +523,8 @@ func TestFailedWatches(t *testing.T) {
 	}
 }
 
-// TestNetfilterEnabled: a bridge's packets count as checked only if the bridge has the options of both families.
+// TestNetfilterEnabled: NetfilterEnabled returns true only if the bridge has both nf_call_iptables and
+// nf_call_ip6tables.
 func TestNetfilterEnabled(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -51,8 +51,8 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 	if missing != nil && !errors.As(missing, &netlink.LinkNotFoundError{}) {
 		return Peer{}, fmt.Errorf("look up the peer of %s: %w", ifName, missing)
 	}
-	// This look-up comes after the link's: the kernel gives the namespace a number when it first describes a link that
-	// leads there.
+	// Look up the namespace's number after the link: the kernel gives a namespace its number when it first describes a
+	// link that leads there.
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
 		return Peer{}, fmt.Errorf("look up the pod's namespace: %w", err)

@@ -18,9 +18,9 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Check verifies both ends of a pod's pair, and the node settings that the pod needs. If weir0 or the port's link is
-// missing, the error names only that. Otherwise it names everything that is wrong or can't be read. With mtu 0, the
-// node's end may have any MTU.
+// Check verifies both ends of a pod's veth pair, and the node settings that the pod needs. If weir0 or the port's link
+// is missing, the error names only the missing link. Otherwise the error names everything that is wrong or can't be
+// read. With mtu 0, the node's end may have any MTU.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {

@@ -125,12 +125,12 @@ func ForbidSender(s Sender) error {
 	return s.deleteElements(conn)
 }
 
-// Unplug forbids the sender, and deletes its pair and the neighbour entries.
+// Unplug removes the sender from the guard, and deletes the port's veth pair and the neighbour entries.
 //
 // Equivalent to: the command of ForbidSender; ip neigh del ADDR dev weir0; ip link del HOSTIF
 //
-// Deleting a link waits in the kernel for tens of milliseconds. Closing a socket that has deleted an element waits
-// too. Unplug closes the socket last, so that both waits run at the same time.
+// Deleting a link waits in the kernel for tens of milliseconds. Closing a socket that has deleted an element also
+// waits. Unplug closes the socket last, so that both waits run at the same time.
 func Unplug(s Sender, neighbours []endpoint.Address) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
@@ -296,8 +296,8 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// makeOrReplaceGuard adds what the guard lacks. If the kernel refuses, it replaces the whole guard, because a set or a
-// chain may have a wrong type.
+// makeOrReplaceGuard adds what the guard lacks. If the kernel refuses this, a set or a chain may have a wrong type, so
+// makeOrReplaceGuard replaces the whole guard.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

@@ -157,8 +157,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, its link goes on accepting
-// advertisements.
+// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, the route's link still
+// accepts advertisements after weir has made the node a router.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -72,7 +72,7 @@ func PodAddresses() (map[netip.Addr][]Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	leading := map[int][]Link{} // by the namespace to which they lead
+	leading := map[int][]Link{} // links, by the number of the namespace to which a link leads
 	for _, l := range links {
 		if l.PeerNS >= 0 { // -1 is the node's own namespace
 			leading[l.PeerNS] = append(leading[l.PeerNS], l)

@@ -75,8 +75,8 @@ const (
 	toNodeChain  = "to-node"
 )
 
-// askedFor is how long a pod may answer a UDP packet of the node. Connection tracking remembers a UDP flow for at most
-// two minutes (nf_conntrack_udp_timeout_stream).
+// askedFor is how long a pod may answer a UDP packet of the node. Connection tracking remembers a UDP flow for a
+// shorter time: at most two minutes (nf_conntrack_udp_timeout_stream).
 const askedFor = 3 * time.Minute
 
 func portsSet() *nftables.Set {
@@ -94,7 +94,7 @@ func askedSet() *nftables.Set {
 	}
 }
 
-// linkLocalChains returns the table's chains. Reasons for some rules:
+// linkLocalChains returns the chains of the table "bridge weir-link-local". Reasons for some rules:
 //
 //   - Multicast passes, because switches and routers need pods' reports of multicast listeners. But no pod may become
 //     the router of the node or of other pods.

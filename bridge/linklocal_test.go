@@ -34,7 +34,7 @@ func TestKeepLinkLocal(t *testing.T) {
 		keep    bool
 		lacked  []uint32
 		damaged bool
-		ports   string // "" means no table
+		ports   string // the set "ports" after the step, as nft lists it; "" if there is no table
 	}{
 		{},
 		{want: []uint32{a, b}, lacked: []uint32{a, b}, damaged: true, ports: `"port1", "port2"`},

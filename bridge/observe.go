@@ -269,8 +269,9 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns the link, and false if the link is missing. reads are the errors of other lists that the caller needs.
-// If one of them isn't nil, or if the links couldn't be read, link returns an error that wraps errUnknown.
+// link returns the link, and false if the link is missing. The parameters reads are the errors from reading other lists
+// that the caller needs. If one of these lists or the links couldn't be read, link returns an error that wraps
+// errUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, errUnknown, err)

@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// portOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
-// that of the pod's end. Check accepts a missing link, because the kernel deletes the link together with the pod's
-// network namespace.
+// portOnBridge is the property that a pod's link is an isolated port of weir0, and that the link's MTU isn't smaller
+// than the MTU of the pod's end. Check accepts a missing link, because the kernel deletes the link together with the
+// pod's network namespace.
 type portOnBridge struct {
 	HostIf string
 	Up     bool
@@ -167,7 +167,7 @@ func (f forwardingEntry) String() string {
 	return fmt.Sprintf("%s forwards frames to MAC %s to port %s", Name, f.MAC, f.HostIf)
 }
 
-// Command returns the command that adds the entry, or replaces one for the same MAC.
+// Command returns the command that adds the entry, or replaces an entry with the same MAC.
 func (f forwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
@@ -207,7 +207,7 @@ func (n neighbour) String() string {
 	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
 }
 
-// Command returns the command that adds the entry, or replaces one for the same address.
+// Command returns the command that adds the entry, or replaces an entry with the same address.
 func (n neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }

@@ -48,7 +48,7 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained
 }
 
-// Knowledge is what the wanted node settings depend on.
+// Knowledge has the facts on which the wanted node settings depend.
 type Knowledge struct {
 	Pods []Pod
 	// MAC is weir0's earlier MAC, or nil if it is unknown.

@@ -210,7 +210,8 @@ func TestLaterRoutes(t *testing.T) {
 	}
 }
 
-// TestNoIPv6OnPeers: IPv6 counts as wrong only on the pod's own link, and not on a later link with the same name.
+// TestNoIPv6OnPeers: Compare reports a link that should have no IPv6 only if the link is the pod's own link, and not a
+// later link with the same name.
 func TestNoIPv6OnPeers(t *testing.T) {
 	for _, tc := range []struct {
 		value string
@@ -239,7 +240,7 @@ func TestCompare(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		change  func(*Observed)
-		want    string // part of the only difference's text; empty for none
+		want    string // part of the text of the only difference; empty if there must be no difference
 		unknown bool
 	}{
 		{"nothing", func(*Observed) {}, "", false},

@@ -91,8 +91,9 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 }
 
 // linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they pass
-// the guard. Otherwise the kernel hands them to the node's IP stack, past the hooks of the bridge family. The kernel
-// refuses the bit for 01:80:c2:00:00:01, and drops frames to that MAC.
+// the guard. Otherwise the kernel hands them to the node's IP stack, past the hooks of the bridge family. The mask has
+// one bit for each MAC. It lacks the bit for 01:80:c2:00:00:01, because the kernel refuses this bit, and drops frames
+// to this MAC.
 const linkLocalMACs = 0xfffd
 
 // Equivalent to:
@@ -178,7 +179,8 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 			continue
 		}
 		for kind, value := range attrs.In(r[unix.SizeofIfAddrmsg:]) {
-			// For IPv4, IFA_LOCAL is the address, and IFA_ADDRESS may be a peer's (linux/if_addr.h).
+			// For IPv4, IFA_LOCAL is the interface's address. IFA_ADDRESS may be the address of the other end
+			// (linux/if_addr.h).
 			addr, ok := netip.AddrFromSlice(value)
 			if ok && (kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && addr.Is6()) {
 				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true

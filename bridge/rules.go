@@ -81,7 +81,7 @@ func guardTables() []*nftables.Table {
 
 const (
 	regName = unix.NFT_REG_1
-	regMAC  = unix.NFT_REG_2 // the kernel's name for the fifth 32-bit register
+	regMAC  = unix.NFT_REG_2 // a register of 16 bytes, which the kernel also uses as four registers of 4 bytes
 	regAddr = unix.NFT_REG32_06
 )
 

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctl is the property that a sysctl of the node's network namespace has a value.
+// sysctl is the property that one sysctl of the node's network namespace has the wanted value.
 type sysctl struct {
 	Key   string // the sysctl's path below /proc/sys
 	Value string

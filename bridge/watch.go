@@ -158,7 +158,8 @@ func (l *listener) of(index int) News {
 	return News{Settings: ours, Overlay: name == conf.Tunnel}
 }
 
-// news returns what the message may concern. A message about another plugin's bridge may concern node settings too.
+// news returns which fields of News the message may concern. A message about another plugin's bridge may also concern
+// node settings.
 func (l *listener) news(m syscall.NetlinkMessage) News {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:

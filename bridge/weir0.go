@@ -38,8 +38,8 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command returns the command that restores all that Check compares, except the MTU: the kernel sets it to that of the
-// ports.
+// Command returns the command that restores all that Check compares, except the MTU. The kernel computes weir0's MTU
+// from the MTUs of weir0's ports.
 func (b weirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
@@ -58,7 +58,7 @@ func (b weirBridge) Check(o *Observed) error {
 		return fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, br.Kind)
 	}
 	var wrong []string
-	if !br.Up { // the carrier isn't checked, because it comes a moment after the port's
+	if !br.Up { // the carrier isn't checked: weir0 gets its carrier a moment after its first port
 		wrong = append(wrong, "is down")
 	}
 	if br.NoARP {
@@ -227,9 +227,9 @@ func (r routeToBridge) Command() string {
 	return fmt.Sprintf("ip route append %s dev %s%s", r.Dst, Name, source)
 }
 
-// Check looks for the route in its table. It returns nil if weir0 is missing. Another route to the same destination
-// may come first, for example that of an earlier pod network's bridge. The kernel then doesn't use weir's route, and
-// Check returns an error.
+// Check looks for the route in its table. It returns nil if weir0 is missing. Another route to the same destination may
+// come first, for example the route to the bridge of an earlier pod network. The kernel then doesn't use weir's route,
+// and Check returns an error.
 func (r routeToBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.routes)
 	if err != nil || !ok {
@@ -240,7 +240,7 @@ func (r routeToBridge) Check(o *Observed) error {
 		if have.Dst != r.Dst || have.Table != r.Table {
 			continue
 		}
-		// In older kernels IPv6's local routes leave by lo.
+		// In older kernels, the link of an IPv6 address's local route is lo.
 		leads := have.Link == br.Index || r.Type == unix.RTN_LOCAL && r.Dst.Addr().Is6()
 		switch {
 		case have.Type == r.Type && leads && ahead >= 0:
@@ -252,7 +252,7 @@ func (r routeToBridge) Check(o *Observed) error {
 		}
 	}
 	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
-		return nil // the kernel makes IPv6's route a moment after the address
+		return nil // the kernel makes the local route a moment after the IPv6 address
 	}
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Errorf("the local route of %s is missing", r.Dst.Addr())

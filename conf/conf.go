@@ -58,7 +58,7 @@ var knownKeys = []string{
 }
 
 const (
-	minMTU  = 68    // RFC 791: each module must forward 68 octets
+	minMTU  = 68    // RFC 791: each router must forward packets of 68 bytes
 	minMTU6 = 1280  // RFC 8200, section 5: a smaller MTU switches IPv6 off on the link
 	maxMTU  = 65535 // the length of the longest IPv4 packet
 )

@@ -37,7 +37,8 @@ func asIstio(t *testing.T, list, plugin string) string {
 	return string(data)
 }
 
-// TestWithAppended: plugins that others have appended stay, and weir's own part becomes as wanted.
+// TestWithAppended: plugins that other programs have appended stay, and weir's own part of the list is as Conflist
+// returns it.
 func TestWithAppended(t *testing.T) {
 	const istio = `{"type": "istio-cni", "log_level": "info", "ambient_enabled": true, "n": 3}`
 	now, before := conflistOf(t, "10.88.1.0/24", 1450), conflistOf(t, "10.88.0.0/24", 8951)

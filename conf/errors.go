@@ -11,7 +11,7 @@ import (
 // the error's CNI code.
 type Error struct {
 	Kind    ErrorKind
-	Message string // begins with the key or the variable, if one is wrong
+	Message string // begins with the name of the wrong key or variable, if there is one
 	Details string // a reason or an example; may be empty
 }
 
@@ -30,7 +30,7 @@ const (
 	UnknownKey
 	// WrongValue means that a key is missing, or that its value is wrong.
 	WrongValue
-	// WrongVariable means that CNI_ARGS has a wrong value, or lacks one.
+	// WrongVariable means that CNI_ARGS has a wrong value, or lacks a needed value.
 	WrongVariable
 )
 

@@ -14,10 +14,10 @@ const (
 	uidLabel       = "io.kubernetes.pod.uid"
 )
 
-// Identify completes the pod's identity from args.cni: first from K8S_POD_NAMESPACE, K8S_POD_NAME and K8S_POD_UID,
-// then from labels (CNI's CONVENTIONS.md, "args in network config"). Runtimes without Kubernetes pass only a part in
-// CNI_ARGS. Identify returns an error if a part that it needs can't be read. Unless enforcement is off, it also
-// returns an error if namespace or name is missing.
+// Identify completes the pod's identity from args.cni: first from K8S_POD_NAMESPACE, K8S_POD_NAME and K8S_POD_UID, then
+// from labels (CNI's CONVENTIONS.md, "args in network config"). Runtimes without Kubernetes pass only a part of the
+// identity in CNI_ARGS. Identify returns an error if a part that it needs can't be read. Unless enforcement is off, it
+// also returns an error if namespace or name is missing.
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)

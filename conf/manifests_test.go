@@ -146,7 +146,7 @@ func TestManifests(t *testing.T) {
 				}
 			}
 			for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
-				if c.Image != image { // people's own registries may have no other image
+				if c.Image != image { // people who use their own registry may have no other image there
 					t.Errorf("%s: container %s has the image %s; want %s", path, c.Name, c.Image, image)
 				}
 				for _, m := range c.VolumeMounts {

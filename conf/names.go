@@ -16,7 +16,7 @@ const (
 	LinkLocalTable = "weir-link-local"
 	// TunnelTable is the gate: the nftables table of the inet family that checks tunnel packets.
 	TunnelTable = "weir-tunnel"
-	// OverlayPort is the default UDP port of the tunnels: VXLAN's own (RFC 7348, section 5).
+	// OverlayPort is the default UDP port of the tunnels: the port of VXLAN (RFC 7348, section 5).
 	OverlayPort = 4789
 	// OverlayVNI is the default VXLAN network identifier of weir's network (RFC 7348, section 5: 24 bits).
 	OverlayVNI = 88
@@ -42,13 +42,13 @@ const (
 	// GuardLogPrefix is the log text for frames with a forged address. The next five texts are for the guard's other
 	// rules, and the two after them for the gate's rules.
 	GuardLogPrefix     = LogPrefix + "guard"
-	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is reserved for bridges
-	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
+	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // frames to a MAC that is reserved for bridges
+	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // packets to the node's loopback addresses
 	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the guard accepts
 	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // neighbour discovery that pods may not send
-	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack without crossing the bridge
+	PastLogPrefix      = GuardLogPrefix + "-past"      // packets from a port to the node's IP stack, past the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
-	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
+	WayLogPrefix       = LogPrefix + "gate-way"        // packets from a pod's address, but by the wrong link or tunnel
 	// LinkLocalLogPrefix is the log text of LinkLocalTable's rules for packets from pods. LinkLocalInLogPrefix is the
 	// log text of its rules for packets to pods.
 	LinkLocalLogPrefix   = LogPrefix + "link-local"

@@ -12,8 +12,8 @@ import (
 // Route is a configured route of a pod (CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is invalid if the configuration gives none. A given one must be the gateway of the pod's range, because
-	// a pod reaches no other host on its link.
+	// Gateway is invalid if the configuration gives none. A gateway in the configuration must be the gateway of the
+	// pod's range, because a pod reaches no other host on its link.
 	Gateway  netip.Addr `json:"gw,omitzero"`
 	MTU      int        `json:"mtu,omitempty"`
 	AdvMSS   int        `json:"advmss,omitempty"`

@@ -92,8 +92,8 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	return nil
 }
 
-// Addresses returns the addresses that the runtime requests for the pod, at most one of each family. It returns
-// an error if two different addresses of one family are requested, or if no range can assign one.
+// Addresses returns the addresses that the runtime requests for the pod, at most one of each family. It returns an
+// error if two different addresses of one family are requested, or an address that no range can assign.
 func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	all := slices.Clone(c.requestedIPs)
 	for _, a := range args.IPs {

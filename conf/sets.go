@@ -31,7 +31,7 @@ const (
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. A hash follows.
+// Prefixes of the names of sets. Behind each prefix except ownSet, the name has a hash.
 const (
 	ownSet         = "weir-"
 	IngressClasses = ownSet + "in-"
@@ -45,7 +45,8 @@ const (
 	NumberSets      = ownSet + "numbers-"
 )
 
-// NoneClass and OpenClass replace the hash in the names of the sets of the two classes that always exist.
+// The two classes that always exist: NoneClass if the policies allow nothing, and OpenClass if no policy isolates the
+// pod. In the names of their sets, these words replace the hash.
 const (
 	NoneClass = "none"
 	OpenClass = "open"
@@ -68,8 +69,8 @@ const (
 	ForgedChain    = ownChain + "FORGED"    // packets that come by a pod's link, but not from the pod's addresses
 	LoopbackChain  = ownChain + "LOOPBACK"  // packets to the node's loopback addresses
 
-	// LabelsChain has one rule, which no packet meets. It makes the kernel keep labels of connections, and only
-	// nftables needs it.
+	// LabelsChain has one rule, which no packet meets. The rule makes the kernel keep labels of connections. Only
+	// nftables needs this chain.
 	LabelsChain = ownChain + "LABELS"
 
 	AcceptChain      = ownChain + "ACCEPT"
@@ -161,8 +162,8 @@ func KindOfSet(name string) SetKind {
 	return UnknownSet
 }
 
-// MayHavePods reports whether sets of this kind may have entries of a pod. If weir doesn't know the purpose of one of
-// its sets, the set may have them: otherwise a later pod with the same address could inherit them.
+// MayHavePods reports whether sets of this kind may have entries of a pod. It returns true for weir's sets with an
+// unknown purpose: if DEL left a pod's entries there, a later pod with the same address could inherit them.
 func (k SetKind) MayHavePods() bool {
 	switch k {
 	case ForeignSet, SetOfNetworks, SetOfBlocks, SetOfMergedBlocks, SetOfNumbers, SetOfTrials:
@@ -181,7 +182,7 @@ func SetGroup(name string) string {
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
-// ChainKind is the purpose of a chain, as far as code must read it from a name.
+// ChainKind is the purpose of a chain. It has only the purposes that code must read from a chain's name.
 type ChainKind uint8
 
 const (

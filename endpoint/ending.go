@@ -95,8 +95,8 @@ func LockBusy(id string) BusyLock {
 // Locked reports whether this process has locked the record.
 func (l BusyLock) Locked() bool { return l.file != nil }
 
-// Wait turns the lock into a shared lock, before the process waits for the node's lock. From then on, a process that
-// has the node's lock may end the attachment in its place.
+// Wait turns the lock into a shared lock, before the process waits for the node's lock. From then on, another process
+// that has the node's lock may end the attachment instead of this process.
 //
 // Equivalent to: flock --shared RECORD COMMAND
 func (l BusyLock) Wait() {

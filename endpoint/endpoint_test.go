@@ -141,7 +141,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if DEL had removed it after the listing
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if DEL had removed the record
 		t.Fatal(err)
 	}
 	got, err := List()
@@ -176,7 +176,7 @@ func TestEnding(t *testing.T) {
 			t.Fatalf("save: %v, exists: %v", err, Exists(e.ID()))
 		}
 	}
-	for range 2 { // the second time as after a crash of DEL
+	for range 2 { // the second call stands for a DEL that follows a crashed DEL
 		got, err := MarkEnding("a:eth0")
 		if err != nil {
 			t.Fatal(err)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Lister lists the records and remembers them. It reads a file again if the file has changed, if the record is broken,
-// or if the last change was less than a second old (settled) when the file was read. The zero value has read nothing. A
+// Lister lists the records and remembers them. It reads a file again if the file has changed, or if the record is
+// broken. It also does so if the file's last change was less than a second old at the previous reading (see settled). A
 // Lister isn't safe for concurrent use.
 type Lister struct {
 	last map[string]listed // the records of the last List, by ID

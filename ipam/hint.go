@@ -20,7 +20,8 @@ const (
 	// mapsDir has a file for each block of addresses, with one bit for each address. A block without
 	// assignments so far has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
-	// madeFile is the name of an empty file in mapsDir. Its time is when the bitmaps were last rebuilt.
+	// madeFile is the name of an empty file in mapsDir. The file's modification time is the time of the bitmaps' last
+	// rebuild.
 	madeFile = "made"
 
 	blockBits  = 15

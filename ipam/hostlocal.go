@@ -50,10 +50,10 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// earlier returns the earlier of two times of the node's start. computed is the clock's time now, less the time since
-// the start. noted is the clock's time at the start. The two times differ if the clock was set since the start. If
-// the clock was set once, no file from after the start is older than the earlier time. If noted is unknown, earlier
-// returns computed.
+// earlier returns the earlier of two estimates of the time of the node's start. computed is the present time less the
+// time since the start. noted is the clock's time at the start. The estimates differ if the clock was set since the
+// start. If the clock was set once, no file that was written after the start is older than the earlier estimate. If
+// noted is unknown, earlier returns computed.
 func earlier(computed, noted time.Time) time.Time {
 	if noted.IsZero() || computed.Before(noted) {
 		return computed

@@ -71,8 +71,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 	}
 }
 
-// TestUnreadableHostLocal: if host-local's files can't be listed, no address is known to be free. The error says so,
-// and isn't a shortage of addresses.
+// TestUnreadableHostLocal: if host-local's files can't be listed, no address is known to be free. The error names
+// host-local's directory, and isn't an ExhaustedError.
 func TestUnreadableHostLocal(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -188,8 +188,8 @@ func CheckExternal(id string, addr netip.Addr) error {
 }
 
 // replaceable returns the ID of the attachment to which the address is assigned, or "". It returns an *AssignedError if
-// the attachment id may not replace that attachment. id may replace an attachment that has no record or is ending, and
-// one that got the address from another plugin: weir has then missed its DEL.
+// the attachment id may not replace that attachment. id may replace an attachment that has no record or is ending. id
+// may also replace an attachment whose interface another plugin made: weir has then missed the DEL of that attachment.
 func replaceable(id string, addr netip.Addr) (owner string, err error) {
 	owner, err = AssignedTo(addr)
 	if err != nil || owner == "" || owner == id {
@@ -265,7 +265,7 @@ func Assignments() (map[netip.Addr]string, error) {
 			continue
 		}
 		owner, err := os.Readlink(filepath.Join(addressesDir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // released since, or another program's file
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // released since, or no link of weir
 			continue
 		}
 		if err != nil {

@@ -78,7 +78,8 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: after a reboot all addresses are free. The next one is the address after the last assigned one.
+// TestAReboot: after a reboot all addresses are free. The first address to be assigned is the address after the last
+// assigned address.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -241,7 +242,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	release(t, "a", "10.88.0.2") // even the directory is missing
+	release(t, "a", "10.88.0.2") // no error, although the directory of addresses is missing
 	wantHolders(t, map[string]string{})
 	a := assignOne(t, "a", newRange(1, 9))
 	release(t, "b", a)

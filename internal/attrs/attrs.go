@@ -33,7 +33,7 @@ func In(data []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// Append appends an attribute.
+// Append appends an attribute, padded to a multiple of four bytes.
 func Append(to []byte, kind uint16, value ...byte) []byte {
 	return pad(append(header(to, kind, len(value)), value...), len(value))
 }

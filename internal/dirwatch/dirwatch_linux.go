@@ -78,7 +78,7 @@ func (w *Watcher) watch(dir string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// A link below the root may lead to the root, which must stay ".".
+	// A link below the root may lead back to the root. The root must keep the path ".".
 	if was, ok := w.dirs[int32(wd)]; !ok || was != "." {
 		w.dirs[int32(wd)] = dir
 	}

@@ -7,7 +7,8 @@ import (
 	"os"
 )
 
-// Watcher can't watch anything here. The type exists so that programs that don't watch directories can be built.
+// Watcher can't watch anything, because only Linux has inotify. The type exists so that programs that don't watch
+// directories can be built.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.

@@ -2,7 +2,8 @@
 //
 // Invariants:
 //   - Of, Printable and WriteJSON return only printable characters and newlines.
-//   - A text that Of or List has shortened ends with how much was left out. Of cuts no character in two.
+//   - A text that Of has shortened ends with the number of bytes that were left out. A text that List has shortened
+//     ends with the number of elements that were left out. Of cuts no character in two.
 package excerpt
 
 import (
@@ -11,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is how many bytes of a text Of keeps at most.
+// maxLength is the largest number of bytes that Of keeps of a text.
 const maxLength = 1024
 
 // Of returns the text, or the first maxLength bytes of a longer text with the number of bytes that were left out. It

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Named is how many elements of a long list List names.
+// Named is the number of elements that List names if a list is long.
 const Named = 10
 
 // List returns the elements as text, with the separator between them. If there are more than Named+1 elements, it

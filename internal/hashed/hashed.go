@@ -37,7 +37,7 @@ func (m *Map[K, V]) Get(k K) *V {
 	return m.others[k]
 }
 
-// Put adds the value, or replaces the value of its key.
+// Put adds the value, or replaces the value with the same key.
 func (m *Map[K, V]) Put(v *V) {
 	k := m.key(v)
 	h := m.hash(k)

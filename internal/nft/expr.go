@@ -69,7 +69,8 @@ func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 // LoadIIFName returns the expression that puts the name of the incoming link into a register.
 func LoadIIFName(register uint32) expr.Any { return LoadMeta(expr.MetaKeyIIFNAME, register) }
 
-// LoadMeta returns the expression that puts the packet's property key, such as its protocol, into a register.
+// LoadMeta returns the expression that puts a property of the packet, such as its protocol, into a register. key names
+// the property.
 func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }

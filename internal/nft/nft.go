@@ -2,7 +2,7 @@
 // them with the chains in the kernel.
 //
 // Invariants:
-//   - The caller passes the connection to the kernel, and names the tables.
+//   - The package opens no connection to the kernel, and chooses no table: the caller passes both.
 //   - AddChains only adds to the caller's transaction. Nothing changes before the caller commits it.
 //   - Two chains are the same only if they have the same hook and the same rules in the same order. Values of counters
 //     don't matter.
@@ -103,7 +103,7 @@ func (want Chain) Same(have Listed) bool {
 }
 
 // SameHook reports whether the kernel's chain has the wanted hook and priority, and the policy accept. If want has no
-// hook, it reports whether the kernel's chain has none either.
+// hook, SameHook returns true if the kernel's chain has no hook.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false

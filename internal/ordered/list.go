@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// List returns its values as a sorted slice. It makes each new slice from the last one, and looks up only the values
-// that have changed since.
+// List keeps values, and All returns them as a sorted slice. All makes each new slice from the previous slice, and
+// looks up only the values that have changed since.
 type List[K comparable, T any] struct {
 	key     func(*T) K
 	compare func(a, b K) int
@@ -20,8 +20,8 @@ func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List
 	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
 }
 
-// Put adds the values. A value replaces an earlier one with the same key. If a value itself has changed, the caller
-// must call Put again.
+// Put adds the values. A value replaces the earlier value with the same key. After changing a value, the caller must
+// call Put again.
 func (l *List[K, T]) Put(values ...*T) {
 	for _, v := range values {
 		k := l.key(v)

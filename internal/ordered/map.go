@@ -66,8 +66,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which the function among returns true. ok is false if there is none. For sorted keys,
-// that function must return true up to some key, and false after it.
+// Last returns the last key for which the function among returns true. ok is false if there is none. In the order of
+// the keys, among must return true up to some key, and false for all later keys.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -97,7 +97,7 @@ func (n *node[K, V]) first(many int) *node[K, V] {
 	return n.with(n.left, n.right.first(many-1-n.left.len()))
 }
 
-// Rank returns how many keys are no higher than the given one.
+// Rank returns the number of keys that are lower than the given key or equal to it.
 func (m Map[K, V]) Rank(key K) (rank int) {
 	for n := m.root; n != nil; {
 		if m.compare(n.key, key) > 0 {
@@ -129,8 +129,8 @@ func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	return m
 }
 
-// WithAll returns a map that also has all keys and values of the map more. It is faster than calling With for each key,
-// and fastest if the map has few keys between those of more.
+// WithAll returns a map that also has all keys and values of the map more. It is faster than calling With for each key.
+// It is fastest if m has few keys that lie between keys of more.
 func (m Map[K, V]) WithAll(more Map[K, V]) Map[K, V] {
 	more.root = more.union(m.root, more.root)
 	return more

@@ -22,8 +22,8 @@ var (
 )
 
 // TestBackendsAgree sends the same packets through the rules of iptables and of nftables, in the same random clusters.
-// With each backend, the packets that the policies allow must arrive, and no others. Clusters take turns between
-// iptables-legacy and iptables-nft.
+// With each backend, the packets that the policies allow must arrive, and no others. iptables-legacy and iptables-nft
+// take turns.
 func TestBackendsAgree(t *testing.T) {
 	onNodes(t, func(t *testing.T, n *Node, p part) { backendsAgree(t, n, p.of(*firstState, uint64(*states))) })
 }

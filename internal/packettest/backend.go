@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend is the part of the backends that tests with real packets use.
+// Backend has those methods of a backend that tests with real packets use.
 type Backend interface {
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	Remove(ctx context.Context) error

@@ -188,7 +188,7 @@ func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 	nodetest.DelNS(n, "/run/netns/"+name)
 }
 
-// AddOutside gives the host outside of the node another address, such as that of a pod on another node.
+// AddOutside gives the host outside of the node one more address, such as the address of a pod on another node.
 func (n *Node) AddOutside(addr netip.Addr) {
 	n.Helper()
 	args := []string{"-n", "outside", "addr", "replace", addr.String(), "dev", "lo"}

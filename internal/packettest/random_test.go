@@ -78,7 +78,7 @@ func (p part) of(first, count uint64) span {
 	return span{first + count*p.number/p.parts, first + count*(p.number+1)/p.parts}
 }
 
-// span has the seeds from first to the one before end.
+// span has the seeds from first to end-1.
 type span struct{ first, end uint64 }
 
 func (s span) len() int { return int(s.end - s.first) }

@@ -18,7 +18,8 @@ import (
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
 // TestRandomMatrices sends packets in random clusters, before and after a change. Each time, the packets that the
-// matrix allows must arrive, and no others. The difference of the two matrices must match the packets, too.
+// matrix allows must arrive, and no others. The difference of the two matrices must have exactly the packets that
+// arrive only before the change, or only after it.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {

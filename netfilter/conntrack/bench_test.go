@@ -46,7 +46,7 @@ func BenchmarkAll200000(b *testing.B) {
 	b.ReportMetric(float64((all-dump).Milliseconds())/float64(b.N), "beside-cpu-ms")
 }
 
-// BenchmarkDelete200000 measures Delete for an address without connections: most pods that end have none left.
+// BenchmarkDelete200000 measures Delete for an address without connections: most pods have none left when they end.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

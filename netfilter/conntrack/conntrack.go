@@ -44,7 +44,7 @@ type tcpState struct {
 }
 
 // zone is the entry's zone of connection tracking, as the kernel writes it (big-endian). The default zone is 0. If only
-// one direction of the connection is in a zone, the tuple of that direction has the zone, and this field is 0.
+// one direction of the connection is in a zone, the tuple of that direction has the zone, and Connection.zone is 0.
 type zone [2]byte
 
 const labelBytes = 16

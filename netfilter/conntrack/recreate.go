@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// maxRecreations is how often recreate tries. A try fails if a packet of the connection makes an entry after the
-// deletion.
+// maxRecreations is how often recreate tries to make the new entry. A try fails if a packet of the connection makes an
+// entry after the deletion.
 const maxRecreations = 100
 
 // recreate deletes the entry and makes it again with the labels. If it only deleted the entry, the server's next packet

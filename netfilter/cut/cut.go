@@ -119,7 +119,7 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 }
 
 // Restore restores the known cut connections that the newest rules allow. It can replace Walk if known has all cut
-// connections, and the rules allow no less than before.
+// connections, and if the rules still allow everything that they allowed before.
 func Restore(known []conntrack.Edit, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	w.Standing = len(known)

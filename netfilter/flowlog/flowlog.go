@@ -153,7 +153,7 @@ func Remove() error {
 	t := table()
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err == nil && !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.Name }) {
-		return nil // so an agent that starts writes nothing if nothing must change
+		return nil // if there is no table, an agent that starts sends no change to the kernel
 	}
 	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
