@@ -107,7 +107,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
-		// Objects of kinds that weir doesn't use cause no error, even if they contain mistakes.
+		// A mistake in an object that policies don't depend on, such as a Service, causes no error.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
 			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
 			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: Parse finds a policy in a List or Template, even if the names of fields are in upper
-// case, or comments and directives come first. If a policy's rules are given twice, Parse returns an error, even if
-// hundreds of other fields are also given twice.
+// TestWrappersAsPeopleWriteThem: Parse finds a policy in a List or Template, even if a kind or a field is in the wrong
+// case, or if comments or directives come first. A policy whose rules are given twice allows nothing, even if hundreds
+// of other fields are also given twice.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stat has less than the type in stat_linux.go, because only agents read a file again, and agents run on Linux.
+// stat has fewer fields than the type in stat_linux.go, because only agents read a file again, and agents run on Linux.
 type stat struct {
 	size  int64
 	mtime time.Time

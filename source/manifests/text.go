@@ -191,8 +191,8 @@ func duplicatesInYAML(doc []byte) []string {
 	return t.fields
 }
 
-// maxDuplicates limits the total length in bytes of the recorded paths. Beyond the limit, each field of the object
-// counts as given twice.
+// maxDuplicates limits the total length, in bytes, of the paths that a duplicateFinder records. Beyond the limit, each
+// field of the object counts as given twice.
 const maxDuplicates = 16 << 20
 
 type duplicateFinder struct {

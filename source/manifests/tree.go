@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// isManifest reports whether Dir reads a file of this name. It doesn't read names that begin with two dots, which are
-// kubelet's copies of a ConfigMap, or with .#, which are locks of editors.
+// isManifest reports whether Dir reads files of this name. A name that begins with two dots belongs to kubelet's copies
+// of a ConfigMap. A name that begins with .# is an editor's lock.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))

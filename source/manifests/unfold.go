@@ -30,7 +30,8 @@ func (o object) group() string {
 
 const maxNesting = 10
 
-// unfold returns the objects in a List or Template, also in nested ones. It returns any other object unchanged.
+// unfold returns the objects in a List or Template, and in Lists and Templates inside of it. It returns any other
+// object unchanged.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -150,7 +151,7 @@ type template struct {
 	namespace  string
 }
 
-// readTemplate reads a Template's parameters, as far as they have values.
+// readTemplate reads a Template's namespace, the keys of its labels, and the parameters that have a value.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {

@@ -3,7 +3,7 @@ package objects
 import "strings"
 
 // policyKinds has kinds of network policies of other programs. A key is the end of an API group's name. Kinds with
-// NetworkPolicy in their names needn't be here.
+// NetworkPolicy in their names needn't be here, because IsPolicy recognises them by the name.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},

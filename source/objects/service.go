@@ -53,7 +53,7 @@ func Service(o *corev1.Service) policy.Service {
 		port := policy.ServicePort{
 			Name: p.Name, Proto: protocol(p.Protocol), Port: uint16(p.Port), Target: p.TargetPort, NodePort: uint16(p.NodePort),
 		}
-		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // the API's default: the port
+		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // by default, the port
 			port.Target = intstr.FromInt32(p.Port)
 		}
 		s.Ports = append(s.Ports, port)
@@ -132,7 +132,7 @@ func addresses(texts []string) (all []netip.Addr) {
 	return all
 }
 
-// protocol allocates nothing for the protocols of ports, because IsPod calls it for each pod of the cluster.
+// protocol allocates no memory for TCP, UDP and SCTP, because IsPod calls it for each pod of the cluster.
 func protocol(p corev1.Protocol) ruleset.Protocol {
 	switch p {
 	case corev1.ProtocolTCP, "": // the API's default is TCP

@@ -113,7 +113,8 @@ func unknownPaths(name, text string, paths []string) (wrong []string) {
 	return wrong
 }
 
-// TestDocumentedRuns: each "go test ./PACKAGE -run TEST" that a page names finds a test in each of its packages.
+// TestDocumentedRuns: for each "go test ./PACKAGE -run TEST" that a page names, each of the packages has a test that
+// matches TEST.
 func TestDocumentedRuns(t *testing.T) {
 	names := map[string][]string{} // names of tests, by folder
 	for _, f := range tree(t) {

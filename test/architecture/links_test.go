@@ -22,7 +22,7 @@ var (
 // for the package at this path and for all packages below it.
 var promises = []struct {
 	folder, why string
-	except      []string // folders below folder for which the promise doesn't hold
+	except      []string // subfolders for which the promise doesn't hold
 	never       []string
 }{
 	{
@@ -46,7 +46,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: the promises about linked packages hold.
+// TestLinks: no package links a package that promises forbids for its folder.
 func TestLinks(t *testing.T) {
 	deps := dependencies(t)
 	for _, p := range promises {
@@ -65,8 +65,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure reports whether a package must use no file, no socket and no part of the kernel. Of weir's own packages, it may
-// link only pure ones.
+// pure reports whether a package must use no file, no socket and no part of the kernel. A pure package may link another
+// package of weir only if the other package is pure.
 func pure(pkg string) bool {
 	return !forTests(pkg) && (within(pkg, "policy") || within(pkg, "conf")) ||
 		slices.Contains([]string{"agent/choice", "internal/excerpt", "internal/hashed", "internal/ordered"}, pkg)
@@ -111,7 +111,7 @@ func harmful(f goFile) (wrong []string) {
 	for _, i := range f.ast.Imports {
 		path := imported(i)
 		switch {
-		// TestPure checks weir's own packages by what the package links, directly or indirectly.
+		// weir's own packages pass here: TestPure checks all packages that a pure package links, directly or indirectly.
 		case strings.HasPrefix(path, module), slices.Contains(harmless, path):
 		case slices.ContainsFunc(harmlessFolders, func(h string) bool { return within(path, h) }):
 		case path == "net" && i.Name == nil:

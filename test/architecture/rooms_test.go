@@ -176,8 +176,8 @@ func roomsIn(page string) (folders []string) {
 
 var listOfInvariants = regexp.MustCompile(`(?m)^Invariants:\n\n?  - `)
 
-// invariants complains of each package in the folders whose comment has no list of invariants. It also returns how many
-// packages have one.
+// invariants complains of each package in the folders if the package's comment has no list of invariants. stating is
+// the number of packages that have a list.
 func invariants(code []goFile, folders []string) (wrong []string, stating int) {
 	states := map[string]bool{}
 	for _, f := range code {

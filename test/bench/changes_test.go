@@ -60,7 +60,7 @@ func TestChanges(t *testing.T) {
 		}
 	}
 	what := []string{policyChange, podChange}
-	took := map[string][][]time.Duration{} // by kind of change and shape, a list for each layout
+	took := map[string][][]time.Duration{} // the durations of each kind of change and shape: one list for each layout
 	for range *rounds {
 		for i, s := range all {
 			for _, w := range what {

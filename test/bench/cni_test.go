@@ -147,7 +147,7 @@ func recopy(t *testing.T, dirs ...string) {
 	}
 }
 
-// copyEvery is the number of rounds between copies.
+// copyEvery is the number of rounds after which recopy runs again.
 const copyEvery = 5
 
 const policies = `

@@ -92,7 +92,8 @@ func atLinks(n *packetNode) string {
 	return all + "}\n" + pastTable("ip6")
 }
 
-// atLinksAndInBridge also has the chain in the bridge, for ports without a chain of their own.
+// atLinksAndInBridge adds a chain in the bridge to the layout atLinks. The chain checks ports that have no chain at
+// their link.
 func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }

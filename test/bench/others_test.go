@@ -205,8 +205,8 @@ func written(name string, rules func() text) filter {
 	}}
 }
 
-// userSpace stands for programs that check first packets themselves. It looks up no policies, so a real program costs
-// more.
+// userSpace stands for programs that check the first packet of each connection in user space. It looks up no policies,
+// so a real program costs more.
 func userSpace(w *workload) filter {
 	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()

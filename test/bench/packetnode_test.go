@@ -120,7 +120,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return pair.Start()
 }
 
-// newBareNode returns a node with no rules except anyNode's. Each node in the comparison has these rules.
+// newBareNode returns a node that has only the rules of anyNode. All nodes in the comparison have these rules.
 func newBareNode(t *testing.T, flavour iptables.Flavour, name string, guard bool) *packetNode {
 	t.Helper()
 	n := newPacketNode(t, name, guard)

@@ -138,7 +138,7 @@ type contestant struct {
 	filter
 	node *packetNode
 	// took has for each kind of traffic the times of the bare node and of the filter. A round that could not be measured
-	// has neither.
+	// adds no times.
 	took map[string]*[2][]time.Duration
 	// failed has for each kind of traffic the errors of the rounds that could not be measured.
 	failed map[string][]error

@@ -19,9 +19,9 @@ import (
 var pairs = flag.Int("pairs", 30, "how often an agent with each backend is measured")
 
 const (
-	pause     = 200 * time.Millisecond // before each change that isn't in a row
-	quiets    = 5                      // rounds of changes with pauses in a turn
-	row       = 20                     // rounds of changes in a row, without pauses
+	pause     = 200 * time.Millisecond // before each change of the rounds with pauses
+	quiets    = 5                      // number of rounds with pauses in each turn
+	row       = 20                     // number of rounds without pauses in each turn
 	interval  = 100 * time.Microsecond // between two packets of a flow
 	lastWords = 20 * time.Millisecond  // a flow counts as denied if none of its packets has arrived for this long
 )
@@ -223,9 +223,9 @@ func (f *flows) turn() map[string][]float64 {
 	return took
 }
 
-// round changes a policy four times. At first the policy allows a flow. Then its port changes twice, and each time it
-// allows another flow and denies the one before. At last it allows nothing. round calls note for each flow that a
-// change allows or denies.
+// round changes a policy four times. The first change allows a flow. The second and the third change the policy's port:
+// another flow is allowed, and the flow before is denied. The last change makes the policy allow nothing. round calls
+// note for each flow that a change allows or denies.
 func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

@@ -17,7 +17,7 @@ const queueNumber = 100
 // headersOfPackets is how many bytes of each packet the kernel copies to the queue.
 const headersOfPackets = 128
 
-// queue accepts first packets in user space. A real program would also look up policies.
+// queue accepts the first packet of each connection in user space. A real program would also look up policies.
 type queue struct {
 	fd      int
 	buf     []byte

@@ -61,8 +61,8 @@ func (w *workload) other(i int) string {
 // rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node with a class for each pod, in the directions that are true. No policy isolates the client for
-// ingress, or the server for egress.
+// classes returns a node on which each pod has its own class in the chosen directions. No policy isolates the client
+// for ingress, or the server for egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {

@@ -99,7 +99,7 @@ func TestAudit(t *testing.T) {
 		strings.Contains(text, "WOULD") {
 		t.Errorf("%v\n%s", err, text)
 	}
-	n.Eventually("weirctl audit sums the would-drops up", func() error { // a busy agent doesn't answer
+	n.Eventually("weirctl audit sums the would-drops up", func() error { // a busy agent may not answer at first
 		text, err := n.Ctl("audit", "shop/db")
 		if err != nil {
 			return err
@@ -153,7 +153,7 @@ func TestAudit(t *testing.T) {
 	})
 	n.Reach(batch, db.IP+":5432", false)
 	n.Reach(web, db.IP+":5432", true)
-	// The agent notes what it enforces a moment after the kernel denies connections.
+	// The kernel denies connections a moment before the agent notes that the policy is enforced.
 	n.Eventually("weirctl audit knows that the policy is enforced", func() error {
 		if text, err := n.Ctl("audit", "shop/db"); err == nil || !strings.Contains(text, "weirctl audit lists") {
 			return fmt.Errorf("%w\n%s", err, text)

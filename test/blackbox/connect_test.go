@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnect: weirctl connect passes a request to the agent and prints the answer, even if its input stays open.
+// TestConnect: weirctl connect passes a request to the agent and prints the answer, even if the command's input stays
+// open.
 func TestConnect(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -22,7 +23,7 @@ func TestConnect(t *testing.T) {
 	n := nodetest.NewNode(t, nil)
 	connect := func() (string, error) {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), "connect")
-		in, err := cmd.StdinPipe() // this stays open, as the input of kubectl exec may
+		in, err := cmd.StdinPipe() // never closed: kubectl exec may keep the input open
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +38,7 @@ func TestConnect(t *testing.T) {
 	n.Manifest("pods.yaml", twoPods)
 	n.StartAgent()
 	n.AddPod("ns", "client")
-	// The agent answers the plugin before it renews its status.
+	// The agent answers ADD before it renews its status, so the first summary may lack the pod.
 	n.Eventually("the summary has the pod", func() error {
 		out, err := connect()
 		if err != nil {

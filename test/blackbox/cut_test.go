@@ -61,7 +61,8 @@ metadata: {name: client, namespace: quiet}
 	goesOn()
 	for i := range 3 {
 		n.Manifest("deny.yaml", denyAllIngress)
-		// Wait for the status before the next check: on a busy machine, an open connection may seem to be cut.
+		// First wait for the status. On a busy machine, an open connection may give no answer for a moment, and so seem to be
+		// cut.
 		n.Eventually("the cut is counted", func() error {
 			out, err := n.Ctl("status")
 			if err == nil && !strings.Contains(out, fmt.Sprintf(" %d connections cut", i+1)) {
@@ -90,8 +91,8 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-// echoed asks a UDP server once. If the answer is late, it asks over another connection: for the kernel, a connection
-// that carries packets for more than two seconds is in use.
+// echoed asks a UDP server once. If the answer is late, echoed asks over a new connection, so that no connection
+// carries packets for more than two seconds: the kernel would count such a connection as in use.
 func echoed(n *nodetest.Node, from *nodetest.Pod, address string) {
 	n.Helper()
 	n.Eventually("an answer over UDP from "+address, func() error {

@@ -14,8 +14,8 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited gives the Node a-evil each of the claims in turn. Each time, every agent must report only a-evil, and pods
-// must still reach each other.
+// edited gives the Node a-evil each of the claims in turn. Each time, every agent must report a problem of a-evil and
+// of no other Node, and pods must still reach each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -124,7 +124,7 @@ func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 			}
 			return nil
 		})
-		// The agent first removes its route, and then reports it.
+		// The agent first removes its own route to another node's network, and then reports this network.
 		c.Eventually("the status of "+n.Name+" tells of docker0 and of "+router, func() error {
 			out, err := n.Ctl("status")
 			if err == nil && (!strings.Contains(out, "docker0") || !strings.Contains(out, router)) {

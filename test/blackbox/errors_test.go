@@ -75,7 +75,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	if log := n.AgentLog(); len(log) > 32<<10 || !strings.Contains(log, "-A WEIR-POSTROUTING ") {
 		t.Errorf("the log has %d bytes, and should have few, and the line that is wrong: %.3000s", len(log), log)
 	}
-	n.Eventually("the status says what is wrong", func() error { // the agent logs an error before it shows it
+	n.Eventually("the status says what is wrong", func() error { // the agent logs an error before the status has it
 		out, err := n.Ctl("status")
 		if err == nil || len(out) > 32<<10 || !strings.Contains(out, "-A WEIR-POSTROUTING ") {
 			return fmt.Errorf("it has %d bytes: %.3000s", len(out), out)

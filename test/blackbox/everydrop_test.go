@@ -42,7 +42,7 @@ func TestEveryDropShows(t *testing.T) {
 	n, e, b, here, there := tunnelNode(t, own, other)
 	n.Manifest("c.yaml", pods("quiet", "c"))
 	var c *nodetest.Pod
-	n.Eventually("c starts", func() (err error) { // a busy agent may read the manifest too late for the first try
+	n.Eventually("c starts", func() (err error) { // on a busy machine, the agent may read the manifest after the first try
 		c, err = n.TryAddPod("quiet", "c")
 		return err
 	})

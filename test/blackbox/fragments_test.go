@@ -71,7 +71,7 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	}
 	came := 0
 	for buf := make([]byte, 64<<10); came < count; came++ {
-		if err := box.conn.SetReadDeadline(time.Now().Add(10 * silence)); err != nil { // long, for a busy machine
+		if err := box.conn.SetReadDeadline(time.Now().Add(10 * silence)); err != nil { // a busy machine is slow
 			t.Fatal(err)
 		}
 		if _, _, err := box.conn.ReadFrom(buf); errors.Is(err, os.ErrDeadlineExceeded) {
@@ -83,7 +83,7 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	return came
 }
 
-// TestFragmentsOfOnePod: while one pod floods first fragments, all fragmented datagrams of other pods arrive.
+// TestFragmentsOfOnePod: while one pod sends a flood of first fragments, all fragmented datagrams of other pods arrive.
 func TestFragmentsOfOnePod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -116,7 +116,7 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	}
 }
 
-// TestControlOwnFragments: if no pod floods, all fragmented datagrams of a pod arrive.
+// TestControlOwnFragments: without a flood from another pod, all fragmented datagrams of a pod arrive.
 func TestControlOwnFragments(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

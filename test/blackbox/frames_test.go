@@ -27,8 +27,8 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode returns a node without rp_filter, and three of its pods. A policy denies everything to the first pod,
-// hostile.
+// hostileNode returns a node without rp_filter, and three of its pods. A policy denies all connections from and to the
+// pod hostile.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -81,7 +81,8 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// awaited is like heard, but at least one datagram must arrive. awaited waits up to ten seconds for the first one.
+// awaited waits up to ten seconds for a first datagram, and fails the test if none arrives. Then it collects more
+// datagrams with heard. It returns them all.
 func (m *mailbox) awaited(t *testing.T) []string {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -278,7 +279,7 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: the agent also secures the ports of pods that an earlier version of weir has attached.
+// TestPortsOfAnEarlierWeir: the agent secures the ports of pods that an earlier version of weir has attached.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -290,7 +291,7 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 		"echo 1 >/proc/sys/net/ipv6/conf/$l/accept_ra; ip addr add fe80::1/64 dev $l nodad; done; "+
 		"ip -6 route add default via fe80::bad dev "+port+" proto ra metric 10")
 	n.StartAgent()
-	// The agent sets the node settings in another goroutine than its loop. So it may be ready before they are set.
+	// The agent may be ready before the node settings are set, because another goroutine sets them.
 	n.Eventually("the router's route and the addresses are removed", func() error {
 		got := unaskedAddresses(t)
 		if route := nodetest.Run(t, "ip", "-6", "route", "show", "proto", "ra"); route != "" || len(got) > 0 {

@@ -100,8 +100,8 @@ func bounded(t *testing.T) error {
 		all = append(all, asked(t))
 	}
 	asked(t) // this stands for kubelet's request
-	// The agent closes connections in other goroutines, so this waits for it. Five seconds are less than the ten after
-	// which the agent closes any idle connection.
+	// Wait, because the agent closes connections in other goroutines. The wait is shorter than the ten seconds after which
+	// the agent closes any idle connection.
 	return within(5*time.Second, func() error {
 		open := 0
 		for _, conn := range all {

@@ -58,7 +58,7 @@ func TestHeldPackets(t *testing.T) {
 		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		// The server answers. On a busy machine, the agent may cut the connection before the answer passes.
+		// The answer isn't checked: on a busy machine, the agent may cut the connection before the answer passes.
 		_, _ = conn.Read(make([]byte, 100))
 		n.Eventually(fmt.Sprintf("connection %d to %s is cut", i+1, address), func() error { return silent(conn) })
 		n.Manifest("deny.yaml", "")

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants has a policy that denies everything to the pod attacker. The other pods have no policies.
+// tenants has a policy that denies all connections from and to the pod attacker. The other pods have no policies.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -158,7 +158,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world has the pods of the tests. All pods except the attacker, and the host outside, have a server on UDP port 53.
+// world has the pods of the tests. The host outside and all pods except the attacker have a server on UDP port 53.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -244,7 +244,7 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: forged errors behind IP options or in fragments are also dropped.
+// TestForgedErrorsInDisguise: forged ICMP errors are dropped even if they have IP options or are in fragments.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -302,8 +302,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors checks that a sender gets the ICMP error of a port without a server, and the error of a router between
-// the ends.
+// honestErrors checks that ICMP errors reach the sender of a packet: the error of a port without a server, and the
+// error of a router between the ends.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports: this package imports only nodetest of weir's own packages.
+// TestControlImports: of weir's own packages, the black-box tests depend only on nodetest.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

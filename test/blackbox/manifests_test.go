@@ -262,7 +262,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		return nil
 	})
 	reach(false, true)
-	// After a deletion there is no last good version, so the whole namespace is closed.
+	// After the deletion of the policy, the agent has no good version of it, so the whole namespace is closed.
 	n.Manifest("bad.yaml", "")
 	reach(true, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -493,7 +493,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: weir-agent check reads a broken manifest of a megabyte in 30 seconds of processor time.
+// TestLargeManifests: weir-agent check reads a broken manifest of a megabyte in less than 30 seconds of processor time.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

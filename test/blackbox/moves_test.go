@@ -104,7 +104,8 @@ func (m *moves) kubeProxy(backend string) {
 	_, _ = nodetest.Try("nft", "delete", "table", "ip", "kube-proxy")
 }
 
-// uses waits until the agent uses the backend, the plugin has been told, and nothing of the other backend is left.
+// uses waits until the agent uses the backend, the file /run/weir/lock names it to the plugin, and nothing of the other
+// backend is left.
 func (m *moves) uses(backend string) {
 	m.Helper()
 	m.Eventually("the node uses "+backend, func() error {
@@ -161,8 +162,8 @@ func (m *moves) countArrivals() {
 	})
 }
 
-// answersWithin is long enough for a busy machine, and for TCP to repeat a connection's first packet. The function end
-// reports first packets that were dropped.
+// answersWithin is how long a client waits for an answer. On a busy machine, TCP may repeat a connection's first
+// packet. Whether the kernel dropped a first packet is checked by the function end.
 const answersWithin = 20 * time.Second
 
 func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) {
@@ -279,7 +280,8 @@ func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func(
 	}()
 }
 
-// end ends the traffic, and reports what went wrong.
+// end ends the traffic. The test fails if an allowed connection was harmed, or a forbidden one was let through, or a
+// first packet of an allowed connection was dropped.
 func (m *moves) end() {
 	m.Helper()
 	close(m.stop)
@@ -413,7 +415,7 @@ func TestKilledBeforeASetIsFilled(t *testing.T) {
 		conn, err := m.dial(m.client.Netns, "tcp", m.server.IP+":80")
 		if err != nil {
 			t.Errorf("the client doesn't reach the server: %v", err)
-			now.Store(nil) // more calls would only take time
+			now.Store(nil) // end the phase: more attempts would only take time
 			return
 		}
 		_ = conn.Close()

@@ -86,8 +86,8 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 }
 
 // TestAConfigurationWithoutAPodCIDR: while the Node has no podCIDR of its own, no pod starts with the old
-// configuration. A Node has none, for example, after it was deleted and has registered again. By then, another Node may
-// have the old podCIDR.
+// configuration. For example, a Node has no podCIDR after it was deleted and has registered again. Meanwhile another
+// Node may have got the old podCIDR.
 func TestAConfigurationWithoutAPodCIDR(t *testing.T) {
 	for name, nodes := range map[string]string{
 		"none": nodes(),

@@ -61,7 +61,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, p := range []*nodetest.Pod{b, c} { // if the agent cleans up p, it has looked at the node again
+	for i, p := range []*nodetest.Pod{b, c} { // after cleaning up p, the agent has looked at all attachments
 		nodetest.DelNS(t, p.Netns)
 		n.Eventually("the agent takes away pod "+p.Name, func() error {
 			if got := addresses(t); strings.Contains(got, p.IP) || links() != 1-i {

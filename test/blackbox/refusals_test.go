@@ -51,8 +51,8 @@ type refusal struct {
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // true if port 1234 is open after mended
 	legacy                bool // true if the node uses iptables-legacy
-	// With nftables, the kernel refuses each request that has this kind and contains the bytes of request. If rule isn't
-	// empty, the kernel then refuses more than field, and the agent must report rule instead.
+	// With nftables, the kernel refuses each request that has this kind and contains the bytes of request. If the kernel
+	// thereby refuses more than field, rule is what the agent must report instead of field.
 	kind          byte
 	request, rule string
 }
@@ -226,7 +226,7 @@ func testRefused(t *testing.T, r refusal) {
 	n.StartAgent()
 	began := time.Now()
 	web := n.AddPod("shop", "web")
-	most := max(10*time.Second, 20*time.Since(began)) // for three pods; a slow machine needs more
+	most := max(10*time.Second, 20*time.Since(began)) // limit for three pods: higher if one was slow
 	n.Serve(web.Netns, "tcp", ":80")
 	n.Serve(web.Netns, "tcp", ":1234")
 	if r.before != nil {
@@ -272,7 +272,7 @@ func testRefused(t *testing.T, r refusal) {
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
 		t.Errorf("it is told of at each resync:\n%s", more)
 	}
-	if r.after == nil { // with after, it isn't known which entry the kernel refuses
+	if r.after == nil { // with after, the test doesn't know which entry is refused
 		n.Reach(shopper, web.IP+":1234", false)
 	}
 	r.mended(n)

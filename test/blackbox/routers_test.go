@@ -51,8 +51,8 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsBehindBridge: no pod on another plugin's bridge becomes the router of other pods. A host of
-// the bridge that weir doesn't know may become their router.
+// TestRouterAdvertisementsBehindBridge: no pod on another plugin's bridge becomes the router of other pods. A host that
+// weir doesn't know may become their router.
 func TestRouterAdvertisementsBehindBridge(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return

@@ -15,7 +15,7 @@ import (
 )
 
 // TestAFullConnectionTable: while the kernel's connection table is full, no connection begins, weirctl status says why,
-// policies cut established connections, and pods start and end. Afterwards all is as before.
+// policies cut established connections, and pods start and end. Once the table has space, connections begin again.
 func TestAFullConnectionTable(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

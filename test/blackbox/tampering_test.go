@@ -125,8 +125,8 @@ func leavers(ended <-chan struct{}) map[string]bool {
 	}
 }
 
-// unneeded returns an error while the kernel has ipsets or a table that the backend doesn't use. The agent may leave
-// their deletion to a later round.
+// unneeded returns an error while the kernel has ipsets or a table that the backend doesn't use. The agent may delete
+// them in a later round.
 func unneeded(n *nodetest.Node, backend string) error {
 	text, err := n.Ctl("status", "-o", "json")
 	var status struct{ Sets []struct{ Name string } }

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFloodOfForgedSenders: while one pod floods packets with a forged sender, weirctl drops shows another pod's denied
-// packet within a second.
+// TestFloodOfForgedSenders: while one pod sends a flood of packets with a forged sender, weirctl drops shows another
+// pod's denied packet within a second.
 func TestFloodOfForgedSenders(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -111,7 +111,8 @@ func (n *node) agree(r *reader, sender *sender) {
 }
 
 // stands waits until the function right returns nil for the sum of the counts in the reader's lines. The agent notices
-// lost packets when a later one arrives, and the later one may be lost too. So stands sends a packet from time to time.
+// lost packets only when a later packet arrives. Later packets may be lost too, so stands sends another packet from
+// time to time.
 func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error) {
 	n.Helper()
 	var sent time.Time

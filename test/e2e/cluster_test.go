@@ -81,8 +81,8 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls check until it returns nil. usual is how long that takes at most if the machine has little other
-// work. The machine may be ten times slower.
+// eventually calls check until check returns nil. On a machine with little other work, this takes at most the time
+// usual. The test fails after ten times as long.
 func eventually(t *testing.T, usual time.Duration, what string, check func() error) {
 	t.Helper()
 	within := 10 * usual

@@ -33,8 +33,8 @@ func friendReaches(t *testing.T, ns, server string) {
 	})
 }
 
-// TestNodeJoinsAndLeaves: if a node joins the cluster, its pods can be reached. If it leaves, nothing about it is left
-// on other nodes.
+// TestNodeJoinsAndLeaves: if a node joins the cluster, its pods can be reached. After the node has left, its networks
+// and address are in no route, neighbour entry, forwarding entry or set of another node.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)

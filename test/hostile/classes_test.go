@@ -192,7 +192,7 @@ func (f *forge) forgedSenders() {
 			way := eth(w.bridgeMAC, mac.value)
 			for i, from := range senders[family] {
 				if i == 0 && mac.text == "its own MAC" {
-					continue // both are E's own, so nothing is forged
+					continue // MAC and address are E's own, so nothing is forged
 				}
 				f.forged("UDP to the victim from "+from.text, way, f.udp(from.value, victim))
 				f.forged("UDP to the gateway from "+from.text, way, f.udp(from.value, gateway))

@@ -57,7 +57,7 @@ type observer struct {
 	mu     sync.Mutex
 	seen   map[int]map[string]bool // effects of each frame, by the frame's number
 	asked  map[netip.Addr]int      // number of the frame that asks for each address by ARP
-	others map[string]int          // how many frames E received that no frame of E caused, by content
+	others map[string]int          // how often E received each frame that no frame of E caused
 }
 
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {

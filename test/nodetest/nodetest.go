@@ -122,8 +122,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread must return to its own namespace. Go never ends the first thread of a process, so this thread would
-	// otherwise keep the new namespace in use.
+	// The thread must return to its own namespace: Go never ends the first thread of a process. This thread may be the
+	// first one, and would keep the new namespace in use.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()

@@ -164,8 +164,8 @@ func echo(conn net.Conn) {
 const patience = 10 * time.Second
 
 // Dial connects from the network namespace. It gives up after a quarter of a second, because dropped packets get no
-// answer. On a busy machine, it may also give up although no packet was dropped. But if the
-// kernel has opened a TCP connection in that time, Dial returns the connection, however late this process sees it.
+// answer. On a busy machine, Dial may give up although no packet was dropped. If the kernel has opened a TCP connection
+// in that time, Dial returns the connection, even if this process notices it later.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	var kept *os.File // the socket, which stays open when the dialer gives up

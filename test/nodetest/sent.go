@@ -82,8 +82,8 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 	}()
 }
 
-// waits reports whether the system call still waits for an answer. While a process is killed, reading its memory fails
-// with various errors.
+// waits reports whether the system call still waits for an answer. If the call doesn't wait, its process was killed,
+// and errors of reading the process's memory don't matter.
 func (c *call) waits(fd uintptr) bool {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, notifIDValid, uintptr(unsafe.Pointer(&c.id)))
 	return errno == 0

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// StrangersPass sends UDP packets of other programs to the port, and checks that each arrives: packets over the
+// StrangersPass sends UDP packets to the port, as other programs may do, and checks that each arrives: packets over the
 // loopback link whose addresses aren't both 127.0.0.1 or ::1, and packets from the host outside (Outside).
 func StrangersPass(t testing.TB, outside string, ipv6 bool, port uint16) {
 	t.Helper()

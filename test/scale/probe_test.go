@@ -12,11 +12,12 @@ import (
 
 const (
 	probeInterval = 250 * time.Microsecond
-	// A packet that hasn't arrived within the time "late" counts as dropped. Packets need only microseconds. A change
-	// counts as enforced when so many packets in a row as "holds" says have arrived, or were dropped.
+	// A packet that hasn't arrived within the time "late" counts as dropped. A packet normally needs only microseconds. A
+	// change counts as enforced when a row of "holds" packets has arrived, or has been dropped.
 	late  = 20 * time.Millisecond
 	holds = 100
-	// patience is how long a probe or an ADD may take. After this time it gives up, and the time is the result.
+	// patience is how long a probe or an ADD may take, and patienceUnderAttack how long it may take during an attack.
+	// After this time the measurement gives up, and the time is its result.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 

@@ -87,8 +87,8 @@ const mostVersions = 5
 
 func lateName(i int) string { return fmt.Sprintf("late-%d", i) }
 
-// The kubelet stops an agent (Stop), or the agent is killed (Kill), and the other version takes over the node. At all
-// times, all packets get the right verdict.
+// In these tests, kubelet stops an agent (Stop), or the agent is killed (Kill). Then the other version of weir takes
+// over the node. At all times, all packets get the right verdict.
 func TestStopWithIptables(t *testing.T) { takeOver(t, "iptables", (*nodetest.Node).StopAgent) }
 func TestKillWithIptables(t *testing.T) { takeOver(t, "iptables", (*nodetest.Node).KillAgent) }
 func TestStopWithNftables(t *testing.T) { takeOver(t, "nftables", (*nodetest.Node).StopAgent) }
@@ -208,7 +208,7 @@ func (n *node) isWrong(from netip.Addr) bool {
 	return false
 }
 
-// replace replaces the present version. Meanwhile the new version's plugin deletes a pod of the old version.
+// replace replaces the running version by v. Meanwhile v's plugin deletes a pod that the old version has attached.
 func (n *node) replace(v version, end func(*nodetest.Node)) {
 	guest := n.AddPod("shop", "guest")
 	n.traffic.waitForMore(n)

@@ -69,7 +69,6 @@ func (tr *traffic) mayReach(t testing.TB, from, to *nodetest.Pod) {
 	}
 }
 
-// connects opens TCP connections.
 func (tr *traffic) connects(t testing.TB, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
 		conn, err := dial(t, netns, "tcp", address, patience)

@@ -228,7 +228,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 	w.server.Put(pod)
 	p := n.AddPod(namespace, name)
-	w.server.Update(pod, func(o apiserver.Object) { // kubelet does this too
+	w.server.Update(pod, func(o apiserver.Object) { // as kubelet does
 		o.(*corev1.Pod).Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: p.IP}}}
 	})
 	w.pods[policy.Name{Namespace: namespace, Name: name}] = p
@@ -322,8 +322,8 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// answers is how long an allowed connection may take on a busy machine. Meanwhile the client repeats its first packet.
-// So probe looks whether all of these packets have arrived. A denied connection must not succeed within notWithin.
+// answers is how long an allowed connection may take on a busy machine. Meanwhile TCP may repeat the connection's first
+// packet, so probe checks that each copy has arrived. A denied connection must not succeed within notWithin.
 const (
 	answers   = 20 * time.Second
 	notWithin = 250 * time.Millisecond
@@ -439,5 +439,5 @@ func (w *waited) probe(
 
 // insecure accepts any certificate, because the test server's certificate has another name.
 func insecure() *tls.Config {
-	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as above
+	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the server's certificate has another name
 }

@@ -23,7 +23,8 @@ type Object interface {
 	metav1.Object
 }
 
-// Base makes the objects of one kind that exist from the beginning.
+// At returns the i-th object, without a resource version. beat selects the contents of the object's status. No policy
+// depends on these contents.
 type Base interface {
 	Len() int
 	// At returns the i-th object, without a resource version. beat selects contents of the status on which no policy

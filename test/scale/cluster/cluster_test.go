@@ -192,7 +192,8 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: in a larger cluster, the measured node has the same pods and policies.
+// TestLocal: clusters of all sizes have the same pods on the measured node, and the same policies. Find finds each pod
+// of a cluster by its name.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()

@@ -110,7 +110,7 @@ func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
 // At returns a policy. The last policy of a namespace isolates all pods. Each other policy allows an app ingress from
-// two other apps and from an ipBlock. Every third one also isolates the app for egress.
+// two other apps and from an ipBlock. Every third of these policies also isolates the app for egress.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{
