@@ -87,7 +87,8 @@ func monitor(t *testing.T, netns string) func() []string {
 	}
 }
 
-// TestNothingToDo: if the kernel lacks one part of the plan, Apply names it and writes only this part.
+// TestNothingToDo: if the kernel has the whole plan, Apply writes nothing. If the kernel lacks one part of the plan,
+// Apply names this part and writes only this part.
 func TestNothingToDo(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -110,7 +111,7 @@ func TestNothingToDo(t *testing.T) {
 	}
 	for _, e := range []Encapsulation{CrossSubnet, Always} {
 		heard := monitor(t, n2)
-		if apply(planned("n2", e, nodes, o), o); e == CrossSubnet { // it has made the tunnel
+		if apply(planned("n2", e, nodes, o), o); e == CrossSubnet { // Apply has made the tunnel
 			reported(t, heard, newAddrIPv6)
 		}
 		heard()
@@ -162,7 +163,7 @@ func TestNothingToDo(t *testing.T) {
 	} {
 		f := strings.Fields(tc.damage)
 		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
-		if tc.name == "down" { // the kernel then also removes IPv6's entries and routes
+		if tc.name == "down" { // the kernel then also removes the entries and routes of IPv6
 			heard := monitor(t, n2)
 			apply(plan, o)
 			reported(t, heard, newAddrIPv6)

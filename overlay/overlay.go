@@ -38,7 +38,7 @@ type Applied struct {
 type Lack struct {
 	// Was says what was wrong, such as "weir-vxlan is down".
 	Was string
-	// Command is a shell command that would make the part. Apply may set more.
+	// Command is a shell command that would make the part. Apply may set further properties.
 	Command string
 }
 

@@ -360,7 +360,7 @@ func TestDirectRoutesOfBothFamilies(t *testing.T) {
 		node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
 		node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64"),
 	}
-	for i, name := range []string{"n1", "n2"} { // each gets one more link, and both links are in one subnet
+	for i, name := range []string{"n1", "n2"} { // each node gets one more link, and both links are in one subnet
 		for _, c := range []string{
 			"ip link add shared type bridge", "ip link set shared up",
 			fmt.Sprintf("ip link add s%d type veth peer name eth1 netns %s", i, name),

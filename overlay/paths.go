@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/claims"
 )
 
-// Routes implements Paths with the kernel's routing tables. It remembers each path. When routes may have changed,
-// make a new Routes.
+// Routes implements Paths with the kernel's routing tables. It remembers each path. When routes may have changed, the
+// caller must make a new Routes.
 type Routes struct {
 	h     netlinksafe.Handle
 	links map[int]netlink.Link
@@ -113,8 +113,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink returns a Path with only an MTU: the MTU of the link with the node's address. If there is no such link, or
-// it is lo, the MTU is the smallest of the default routes' links.
+// Uplink returns a Path with only an MTU: the MTU of the link with the node's address. If there is no such link, or it
+// is lo, the MTU is the smallest MTU of the links that default routes use.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {

@@ -80,7 +80,7 @@ func (o Options) Validate() error {
 
 // Path is how packets leave the node for an address.
 type Path struct {
-	// MTU is in bytes. It is the smallest of all links and routes that packets may take.
+	// MTU is in bytes. It is the smallest MTU of all links and routes that packets may take.
 	MTU int
 	// OnLink means that no router is on the way.
 	OnLink bool
@@ -105,11 +105,11 @@ type Plan struct {
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes has the addresses of all nodes, including this node. Networks has the networks of all pods, and Own the
+	// Nodes has the addresses of all nodes, including this node. Networks has the networks of all pods. Own has the
 	// networks of this node's pods. Packets from a network in Tunnelled come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
-	// MTU is for the pods' links and TunnelMTU for the VXLAN device, in bytes. 0 means unknown.
+	// MTU is for the pods' links. TunnelMTU is for the VXLAN device. Both are in bytes, and 0 means unknown.
 	MTU, TunnelMTU int
 	Problems       []ruleset.Problem
 }
@@ -194,7 +194,7 @@ type planner struct {
 	Plan
 	self           string
 	paths          Paths
-	macs           map[string]string // the nodes, by the MAC of the tunnel's end
+	macs           map[string]string // names of nodes, by the MAC of the tunnel's end
 	leastMTU       int               // smallest MTU of all paths to nodes, in bytes
 	leastTunnelMTU int               // smallest MTU of the paths that tunnels take, in bytes
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys the set of all pods. At
-// the same time, the kernel refuses one of weir's sets. Then no packet of a pod passes, also if another plugin made the
-// pod's link.
+// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys weir-pods, the set of all
+// pods. The kernel refuses one of weir's sets, so Apply fails. Then no packet of a pod passes, even if another plugin
+// made the pod's link.
 func TestClosesWithoutThePodsSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

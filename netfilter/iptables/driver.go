@@ -32,12 +32,13 @@ type Driver struct {
 	detected atomic.Pointer[Flavour]
 	sets     *ipset.Handle
 	have     *state
-	// settled is the last ruleset, if the kernel is known to have exactly this ruleset.
-	settled  *ruleset.Ruleset
-	left     []string
-	refresh  *refresh // the Refresh that has begun and isn't done, or nil
-	fresh    bool
-	pods     [len(conf.Families)]bool // see HasPods
+	// settled is the last applied ruleset. It is nil if the kernel may have other rules or sets.
+	settled *ruleset.Ruleset
+	left    []string
+	refresh *refresh // the Refresh that has begun and isn't done, or nil
+	fresh   bool
+	// pods is true for a family if the family's set of all pods may have entries (HasPods).
+	pods     [len(conf.Families)]bool
 	lowering lowering
 	// support says for each family whether the kernel and iptables support numbers of classes.
 	support  [len(conf.Families)]support
@@ -47,7 +48,8 @@ type Driver struct {
 	known    nftnl.KnownChanges
 	// ahead has an iptables-restore process for each family. The process is started in advance, and waits for commands.
 	ahead [len(conf.Families)]*restorer
-	spent []*restorer // processes that have carried out their commands, and wait for release
+	// spent has processes that have carried out their commands. The function release tells them to end.
+	spent []*restorer
 	// released has processes that the driver no longer needs. If such a process fails, its error is in late until Apply
 	// reports it.
 	released []*restorer

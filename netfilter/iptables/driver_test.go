@@ -56,7 +56,7 @@ func soon(t *testing.T, try func() error) {
 	}
 }
 
-// mustRemove calls Remove until no set counts as in use any more.
+// mustRemove repeats Remove until it succeeds, because the sets of deleted rules count as in use for a while.
 func mustRemove(t *testing.T, d *Driver) {
 	t.Helper()
 	soon(t, func() error { return d.Remove(t.Context()) })
@@ -83,7 +83,7 @@ func testApply(t *testing.T, f Flavour) {
 		f conf.Family
 	}
 	kinds := map[kind]bool{}
-	came, went, six := 0, 0, false // how often IPv6 was added and removed, and whether it is there now
+	came, went, six := 0, 0, false // how often the ruleset got and lost IPv6, and whether it has IPv6 now
 	for i := range 25 {
 		want := policy.Compile(s)
 		for _, set := range want.Sets {
@@ -191,7 +191,7 @@ func listings(t *testing.T) (all [len(conf.Families)]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inet6 := map[string]bool{} // the lines "create" precede the lines "add"
+	inet6 := map[string]bool{} // "sort -r" puts the lines "create" before the lines "add"
 	for line := range strings.Lines(string(sets)) {
 		name := strings.Fields(line)[1]
 		inet6[name] = inet6[name] || strings.Contains(line, " family inet6 ")
@@ -370,7 +370,7 @@ func TestKeepClosed(t *testing.T) {
 		t.Fatal("the state has nobody in a class")
 	}
 	v4, v6 := []conf.Family{conf.IPv4}, []conf.Family{conf.IPv6}
-	for drift, falls := range map[string][]conf.Family{ // falls has the families to which KeepClosed applies the ruleset
+	for drift, falls := range map[string][]conf.Family{ // falls has the families to which KeepClosed applies closed
 		"true": nil,
 		"iptables -t mangle -I FORWARD 1 -j ACCEPT": nil, // weir's rule is no longer first
 		"iptables -t mangle -F FORWARD":             nil,

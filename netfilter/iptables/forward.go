@@ -40,7 +40,7 @@ type legacyForward struct {
 	rules []ruleset.Rule // the wanted rules
 	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
 	wrote bool           // true if Keep has changed weir's rules in the chain
-	note  string         // why packets are still dropped
+	note  string         // why the chain still drops pods' packets
 	again time.Time      // after a failure, the earliest time of the next try
 }
 

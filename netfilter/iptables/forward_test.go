@@ -82,7 +82,8 @@ func TestLegacyForward(t *testing.T) {
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
 		}
-		accept(false, "-i weir0 own", "-o weir0 own") // the backend nftables keeps these rules too
+		// CleanOtherFlavour removes these rules only if the node uses iptables-legacy.
+		accept(false, "-i weir0 own", "-o weir0 own")
 		d.Flavour = Legacy
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
@@ -198,7 +199,8 @@ func TestForwardOfLegacyBesideNFT(t *testing.T) {
 		}
 		nodetest.RunEach(t, "iptables-legacy -F FORWARD", "ip6tables-legacy -F FORWARD")
 		t.Setenv("PATH", path)
-		for _, verify := range []netfilter.Verify{netfilter.All, netfilter.Trust} { // Trust only repeats the notes
+		// An Apply with Trust returns the notes of the last Apply.
+		for _, verify := range []netfilter.Verify{netfilter.All, netfilter.Trust} {
 			if r := mustApply(t, d, want, verify); len(r.Notes) != 2 ||
 				!strings.Contains(r.Notes[0].Message, "chain FORWARD of iptables-legacy drops forwarded packets of pods") {
 				t.Errorf("%+v", r)

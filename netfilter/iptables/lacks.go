@@ -130,7 +130,7 @@ func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
 	defer cancel()
 	d.removeTrial(ctx, t.Family)
 	for _, s := range t.Sets {
-		_ = d.destroyUnused(ctx, s.Name) // if that fails, the next trial uses the set again
+		_ = d.destroyUnused(ctx, s.Name) // if the set stays, the next trial uses it
 	}
 }
 

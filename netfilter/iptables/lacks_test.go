@@ -105,14 +105,16 @@ func TestLacks(t *testing.T) {
 	}
 }
 
-// TestTriesReachTheKernel: a rule that only the kernel refuses is refused in a trial, and the trial leaves nothing.
+// TestTriesReachTheKernel: iptables-restore accepts a rule that the kernel refuses. The trial of this rule fails, and
+// leaves no chain.
 func TestTriesReachTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		d := driver(t, flavour)
-		for rule, refused := range map[string]bool{"-j RETURN": false, "-j MASQUERADE": true} { // only nat allows it
+		// Only the table nat allows the target MASQUERADE.
+		for rule, refused := range map[string]bool{"-j RETURN": false, "-j MASQUERADE": true} {
 			err := d.once(t.Context(), conf.IPv4, tryCommands(checks, []string{rule}))
 			if (err != nil) != refused {
 				t.Errorf("%s %s: %v", flavour, rule, err)
@@ -124,8 +126,8 @@ func TestTriesReachTheKernel(t *testing.T) {
 	}
 }
 
-// TestLacksNothingAmongOthersRules: an administrator's rules disturb the packets of a trial. lacksIn must not report a
-// need because of this.
+// TestLacksNothingAmongOthersRules: an administrator's rules disturb the packets of a trial. lacksIn still reports that
+// the node lacks nothing.
 func TestLacksNothingAmongOthersRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -159,7 +161,7 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 		defer func() { _ = p.Close() }()
 		for _, s := range p.Sets {
 			h := headerOf(s)
-			h.Marks = s.Role == ruleset.Members // as makeTrialSets does
+			h.Marks = s.Role == ruleset.Members // makeTrialSets gives marks to class sets too
 			tried[typeOf(h)] = true
 		}
 		for line := range strings.Lines(trialCommands(p, true)) {

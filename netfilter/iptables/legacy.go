@@ -51,7 +51,7 @@ func legacyPrint(family conf.Family, name string) (fingerprint, legacyInfo, erro
 type legacyInfo struct {
 	Name  [32]byte
 	Valid uint32 // bits of the hooks at which the table has chains
-	// Hooks has the offset of the first rule of each hook's chain. Ends has the offset of the chain's policy.
+	// Hooks has the offset of the first rule of each hook's chain. Ends has the offset of each chain's policy.
 	Hooks, Ends [5]uint32
 	Count, Size uint32
 }
@@ -68,8 +68,8 @@ type legacyLayout struct {
 }
 
 var legacyLayouts = [len(conf.Families)]legacyLayout{
-	conf.IPv4: {unix.AF_INET, unix.SOL_IP, 84, 112},     // struct ipt_entry
-	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
+	conf.IPv4: {unix.AF_INET, unix.SOL_IP, 84, 112},     // sizes of struct ipt_ip and struct ipt_entry
+	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // sizes of struct ip6t_ip6 and struct ip6t_entry
 }
 
 // getInfo and getEntries are options of getsockopt for x_tables, with equal numbers for both families
@@ -193,8 +193,9 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return attrs.Text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the entry that the kernel compares next: the following entry, or the first one of another
-// chain. ok is false if the entry's target is a verdict (ACCEPT, DROP or RETURN) or an extension such as REJECT.
+// jumps returns the offset of the entry that the kernel compares next: the following entry, or the first entry of
+// another chain. ok is false if the entry's target is a verdict (ACCEPT, DROP or RETURN) or an extension such as
+// REJECT.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0

@@ -19,7 +19,7 @@ type lowered struct {
 	// whole has the names of the sets with the network /0. In an ipset, two entries take the place of this network.
 	whole   map[string]bool
 	numbers numbers
-	// classes has the classes by the name of the set that has their pods with numbers.
+	// classes has the classes of each set of numbered pods (such as weir-in), by the name of the set.
 	classes map[string][]class
 }
 
@@ -276,7 +276,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // this half may also come from /0: the comment that sorts first stays
+		default: // if the set has this half and /0, the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}

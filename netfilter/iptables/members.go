@@ -9,8 +9,8 @@ import (
 
 // Members returns the addresses of the pods that are in a class, by direction. It reads no rules.
 //
-// Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each set of one class,
-// weir-in-* or weir-eg-*)
+// Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each class set, weir-in-*
+// or weir-eg-*)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {

@@ -56,7 +56,7 @@ func BenchmarkPolicyAmongMany(b *testing.B) {
 		for _, merged := range []bool{false, true} {
 			for _, flavour := range []Flavour{NFT, Legacy} {
 				b.Run(fmt.Sprintf("%s/merged=%v/%s", name, merged, flavour), func(b *testing.B) {
-					// Stays locked: the thread and its network namespace end with the benchmark.
+					// The goroutine stays locked to its thread, so that the thread and its network namespace end with the benchmark.
 					runtime.LockOSThread()
 					if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 						b.Fatal(err)

@@ -235,7 +235,7 @@ func TestTree(t *testing.T) {
 	for addr, chain := range classes {
 		var own int
 		if _, err := fmt.Sscanf(chain, "WEIR-EG-%d", &own); err != nil {
-			own = 7 // any port
+			own = 7 // the class returns allows every port
 		}
 		for _, port := range []int{own, own + 1} {
 			if got, want := m.allows(packet(addr, port)), port == own || chain == returns; got != want {

@@ -17,8 +17,8 @@ import (
 type plan struct {
 	create []ruleset.Set // sets to create with their entries; no rule uses these sets yet
 	before []change
-	// across are direct changes of pods' numbers. Such a change may both allow and deny more. It may happen only after
-	// all changes of before have succeeded.
+	// across are changes of pods' numbers in one step. Such a change may both allow and deny more. It may happen only
+	// after all changes of before have succeeded.
 	across  []change
 	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
 	blind   []blind
@@ -64,8 +64,8 @@ func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan returns the steps from the state have to the ruleset want. Changes of sets that deny more precede the change
-// of rules. Changes that allow more follow it.
+// makePlan returns the steps from the state have to the ruleset want. A change of a set that denies more precedes the
+// change of rules. A change of a set that allows more follows the change of rules.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
@@ -197,8 +197,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// While the pod is in both sets, the rule of the old class counts, because it comes first. The change of rules
-			// removes this rule, so the pod then moves to the new class.
+			// While the pod is in the sets of both classes, the rule of the old class counts, because this rule comes first. The
+			// change of rules removes this rule, so the pod then moves to the new class.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name || open.mayBeInBoth(from, s.Name) {
@@ -285,7 +285,7 @@ func (t table) is(chain string, rules []string) bool {
 }
 
 // jumps returns the commands that put weir's jumps into their places in the built-in chains. If the table can be read,
-// the commands also delete copies, and jumps that aren't wanted.
+// the commands also delete duplicate jumps, and jumps that aren't wanted.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {

@@ -117,11 +117,11 @@ func services(t testing.TB, flavour Flavour, count int) {
 }
 
 // BenchmarkReadAmongServices measures the time to read weir's state among the rules of 4,000 Services. The first
-// reading is as text. Before each further reading, another program changes nat.
+// reading uses iptables-save. Before each further reading, another program changes nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {
-			runtime.LockOSThread() // stays locked: the thread and its network namespace end with the benchmark
+			runtime.LockOSThread() // never unlocked, so that the thread and its network namespace end with the benchmark
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				b.Fatal(err)
 			}

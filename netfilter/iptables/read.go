@@ -108,7 +108,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		case s.kind == ruleset.Networks || !slices.ContainsFunc(addrs, s.entries.HasAddress):
 		case s.kind == ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		default: // the set may have several entries for one address, or marks with numbers
+		default: // read the whole set: it may have several entries for one address, or numbers of classes
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err

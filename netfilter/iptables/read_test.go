@@ -144,9 +144,10 @@ func TestRereadReadsLittle(t *testing.T) {
 }
 
 // BenchmarkReadSet measures the time to read an unchanged set of 10,000 pods' addresses, as a resync does. One part
-// compares the entries, as after the driver's own changes. The other part compares only the hash of the kernel's list.
+// compares all entries, as a resync does after the driver's own changes. The other part compares only the hash of the
+// kernel's list.
 func BenchmarkReadSet(b *testing.B) {
-	runtime.LockOSThread() // stays locked: the thread and its network namespace end with the benchmark
+	runtime.LockOSThread() // never unlocked, so that the thread and its network namespace end with the benchmark
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		b.Fatal(err)
 	}

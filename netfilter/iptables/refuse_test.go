@@ -34,8 +34,8 @@ func TestTrials(t *testing.T) {
 		rules   []ruleset.Rule
 		refuses []string
 		want    []string
-		trials  int // limit of the trials
-		most    int // limit of the rules of namespace a that count as refused
+		trials  int // how many trials may run at most
+		most    int // how many rules of namespace a may count as refused
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {

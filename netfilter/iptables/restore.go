@@ -70,7 +70,8 @@ func (r *restorer) start() (err error) {
 	return err
 }
 
-// shrink limits the pipe's buffer to one page, so that change needs fewer comments to fill the buffer.
+// shrink limits the pipe's buffer to one page. The method change fills this buffer with comments, and a small buffer
+// needs fewer comments.
 func shrink(pipe *os.File) error {
 	conn, err := pipe.SyscallConn()
 	if err != nil {

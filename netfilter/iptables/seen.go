@@ -175,7 +175,7 @@ func targetOf(immediate []byte) string {
 }
 
 // deleteCopies deletes copies of weir's rules in a table that iptables can't print. If several rules lead from a
-// built-in chain to the same chain of weir's, deleteCopies keeps only the first one without a condition.
+// built-in chain to the same chain of weir's, deleteCopies keeps only the first rule that has no condition.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(r *nftnl.Reader, f conf.Family, name string) error {

@@ -112,8 +112,8 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 }
 
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
-	// drops reports whether the chain, and each chain to which it goes, drops all packets that it doesn't allow: its
-	// last rule is DROP, or it ends in the log and RETURN of audited policies.
+	// drops reports whether the chain and the targets of its rules with -g drop all packets that they don't allow. The
+	// last rule of such a chain is DROP, or its last two rules are those of audited policies: NFLOG and RETURN.
 	var drops func(chain string, depth int) bool
 	drops = func(chain string, depth int) bool {
 		rules := chains[chain]

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// support says whether a family supports numbers of classes. Numbers need ipset's option skbinfo, and the target SET
-// with the option --map-set (Linux 3.19).
+// support says whether the kernel and iptables support numbers of classes in a family. Numbers need ipset's option
+// skbinfo, and the target SET with the option --map-set (Linux 3.19).
 type support int
 
 const (
@@ -31,8 +31,8 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	return d.lowering.lower(r, n)
 }
 
-// supports reports whether the family supports numbers of classes. It tries this until a trial has a clear result, and
-// remembers the result.
+// supports reports whether the kernel and iptables support numbers of classes in the family. It makes trials until a
+// trial has a clear result, and remembers this result.
 //
 // Equivalent to:
 //

@@ -15,7 +15,6 @@ import (
 // trialClass is the number of the trial's only class.
 const trialClass = openClass + 1
 
-// trialDispatches has the trial's dispatch chains.
 var trialDispatches = map[string]dispatch{
 	probe.EgressChain:  {last: probe.EgressChain + "-LAST"},
 	probe.IngressChain: {last: probe.IngressChain + "-LAST", bit: toPod},

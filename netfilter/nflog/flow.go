@@ -34,12 +34,12 @@ type Flow struct {
 	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form. The fields are arrays, because a
 	// netip.Addr contains a pointer, and the garbage collector would have to look at it.
 	Src, Dst [16]byte
-	// EtherType is IPv4's, IPv6's or ARP's. For any other value, the other fields are zero.
+	// EtherType is the packet's EtherType. If the packet is neither IPv4, IPv6 nor ARP, all other fields are zero.
 	EtherType uint16
 	Proto     uint8
-	// Type and Code are those of an ICMP packet.
+	// Type and Code are the type and the code of an ICMP packet.
 	Type, Code uint8
-	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 in a later fragment.
+	// SrcPort and DstPort are the ports of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 in a later fragment.
 	SrcPort, DstPort uint16
 }
 

@@ -89,7 +89,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 			r := mustApply(t, d, want, netfilter.All)
 			got := forward(t, program)
-			for i, l := range got { // iptables adds how packets are rejected
+			for i, l := range got { // iptables prints --reject-with even if the command had no such option
 				l, _, _ = strings.Cut(l, " --reject-with")
 				got[i] = l
 			}

@@ -30,12 +30,13 @@ type Driver struct {
 	// these chains.
 	Legacy LegacyForward
 
-	reader   *nftnl.Reader
-	sender   nftnl.Sender
-	have     *state
-	settled  *ruleset.Ruleset // the last ruleset, if the kernel has exactly this ruleset; otherwise nil
-	fresh    bool
-	pods     [len(conf.Families)]bool // see HasPods
+	reader  *nftnl.Reader
+	sender  nftnl.Sender
+	have    *state
+	settled *ruleset.Ruleset // the last ruleset, if the kernel has exactly this ruleset; otherwise nil
+	fresh   bool
+	// pods is true for a family if the family's set of all pods may have entries (HasPods).
+	pods     [len(conf.Families)]bool
 	lowering lowering
 	refresh  *refresh // a reading of the kernel's state that has begun, or nil
 	// knownAt is the last generation of nf_tables at which the kernel had exactly the state d.have, or 0 if it is
@@ -87,7 +88,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return d.applyTo(ctx, want, verify, conf.Families[:], all)
 }
 
-// applyTo changes only the tables of families. all is the result so far.
+// applyTo changes only the tables of the given families. all is the result of the earlier transactions.
 func (d *Driver) applyTo(
 	ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify, families []conf.Family, all netfilter.Result,
 ) (netfilter.Result, error) {
@@ -342,7 +343,7 @@ func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 			drops = append(drops, rule{Rule: ruleset.Rule{Sets: []ruleset.SetMatch{{Name: pods.Name, By: by}}}})
 		}
 	}
-	for _, r := range accepted(want) { // the conditions of all packets of pods
+	for _, r := range accepted(want) { // accepted returns conditions that match every packet of a pod
 		drops = append(drops, rule{Rule: r})
 	}
 	for _, c := range want.chains {

@@ -59,7 +59,7 @@ func TestApply(t *testing.T) {
 	}
 	s := random()
 	layouts := map[nftnl.Layout][len(conf.Families)]bool{}
-	came, went, six := 0, 0, false // how often IPv6 was added and removed, and whether it is there now
+	came, went, six := 0, 0, false // how often the ruleset got and lost IPv6, and whether it has IPv6 now
 	for i := range 60 {
 		want := policytest.Bounds(r).Merge(policy.Compile(s), nil)
 		for f, table := range new(lowering).lower(want) {
@@ -108,8 +108,8 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestApplyEntries: if only entries of peers' sets have changed, the driver reads nothing else from the kernel.
-// Otherwise it makes a whole Apply.
+// TestApplyEntries: if only entries of peers' sets have changed, applyEntries makes the change. After the kernel has
+// refused an entry, applyEntries leaves the change to a whole Apply.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

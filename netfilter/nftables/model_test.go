@@ -122,8 +122,8 @@ func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 	}
 }
 
-// TestTransactions: a change that only allows less, a change that only allows more, and a change of a single set have
-// one transaction. Other changes have several transactions, and the first one only allows less.
+// TestTransactions: the driver makes a change in one transaction if the change only allows less, only allows more, or
+// changes a single set. Any other change takes several transactions, and the first one only allows less.
 func TestTransactions(t *testing.T) {
 	type entries map[string]string // by the name of the set
 	roles := map[string]ruleset.SetRole{

@@ -7,7 +7,7 @@ import (
 )
 
 // applyEntries is a quick Apply for the most frequent change: only entries of peers' sets differ from the last ruleset.
-// After another change, or if the kernel refuses the change, done is false, and the caller must apply the whole
+// If anything else differs, or if the kernel refuses the change, done is false, and the caller must apply the whole
 // ruleset. In this case, the result covers the transactions that the kernel has made.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool) {
 	want, ok := d.changedEntries(r)

@@ -13,8 +13,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the refused parts that a ruleset may lack, because it then allows less, and never more.
-// someElement is true if the kernel refused elements of a set that opens (ruleset.Set.Opens), and didn't name them.
+// refusedParts returns the refused parts that the next ruleset may leave out: without these parts, the ruleset allows
+// less, and never more. someElement is true if the kernel refused elements of a set that opens (ruleset.Set.Opens), and
+// didn't name them.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
 	missing := map[key]bool{} // the refused sets; the kernel therefore also refuses good rules that use them

@@ -281,7 +281,7 @@ func (s *statement) ports(r rule) {
 }
 
 func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
-	word := "th" // a rule without a protocol
+	word := "th" // nft's word for the transport header, if the rule has no protocol
 	if proto != "" {
 		word = string(proto)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodSets calls each method first without tables, and then with the sets of an agent.
+// TestPodSets: each method has the right result, first without weir's tables, and then with the sets of an agent.
 func TestPodSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -205,8 +205,8 @@ func TestUnknownAnswers(t *testing.T) {
 	}
 }
 
-// TestFindNetworks: an address in a network is found with the network. For other addresses, Find returns nil and no
-// error.
+// TestFindNetworks: for an address in a network of the set, Find returns this network. For other addresses, Find
+// returns nil and no error.
 func TestFindNetworks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

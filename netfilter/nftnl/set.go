@@ -14,17 +14,16 @@ import (
 
 type Layout uint8
 
-// The comments in this block are the types of the elements, as nft prints them in a table for IPv4.
 const (
-	Address     Layout = iota // ipv4_addr
-	Network                   // ipv4_addr, flags interval
-	AddressPort               // ipv4_addr . inet_proto . inet_service
-	AddressLink               // ipv4_addr . ifname
-	Link                      // ifname
-	Port                      // inet_service
-	Verdicts                  // ipv4_addr : verdict
-	AddressPair               // ipv4_addr . ipv4_addr: the same address twice
-	InnerPair                 // ip saddr . @th,192,32: an address as source, and as destination inside an ICMP error
+	Address Layout = iota
+	Network
+	AddressPort
+	AddressLink
+	Link
+	Port
+	Verdicts
+	AddressPair // the same address twice
+	InnerPair   // an address as source of an ICMP error, and as destination of the packet inside
 )
 
 // layouts has nft's names for the layouts in a table for IPv4.

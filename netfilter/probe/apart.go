@@ -56,7 +56,8 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 			return
 		}
 		defer func() { _ = own.Close() }()
-		// netns.New would make the namespace and then open it. If the opening failed, the thread would stay there.
+		// netns.New would make the namespace and then open it. If the opening failed, the thread would stay in the new
+		// namespace.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)

@@ -72,7 +72,7 @@ func TestNoFileForTheNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	few := before
-	few.Cur = uint64(free) + 1 // one more file: the one for the present namespace
+	few.Cur = uint64(free) + 1 // room for one more file: the present namespace
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,8 @@ func TestNoFileForTheNamespace(t *testing.T) {
 	}
 }
 
-// everywhere looks at the network namespace of many goroutines, which run at the same time on all of Go's threads.
+// everywhere checks that many goroutines, which run at the same time on all of Go's threads, are in the network
+// namespace own.
 func everywhere(t *testing.T, own string) {
 	t.Helper()
 	if here := namespace(t); here != own {

@@ -56,8 +56,8 @@ const (
 	Unestablished ruleset.Track = "unestablished"
 )
 
-// EgressChain looks up the class of a packet's source, and IngressChain that of its destination. ClassChain is the
-// chain of the only class.
+// EgressChain looks up the class of a packet's source. IngressChain looks up the class of a packet's destination.
+// ClassChain is the chain of the trial's only class.
 const (
 	EgressChain  = conf.TrialChain + "-EG"
 	IngressChain = conf.TrialChain + "-IN"

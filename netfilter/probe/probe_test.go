@@ -53,7 +53,7 @@ func TestOnlyOwnPacketsAreDropped(t *testing.T) {
 	}
 }
 
-// TestPacketThatWaits: a packet that has already arrived is found, even if the deadline has passed by now.
+// TestPacketThatWaits: arrives finds a packet that is already in the socket, even if the deadline has passed.
 func TestPacketThatWaits(t *testing.T) {
 	for _, f := range conf.Families {
 		trial := New(f)
