@@ -35,7 +35,6 @@ func (e *Engine) SmallOf(work float64) ruleset.Ruleset { return e.compile(work, 
 
 const LooksPerWork, DividedPerWork = looksPerWork, dividedPerWork
 
-// Uncounted returns how many sets aren't counted yet.
 func (e *Engine) Uncounted() int { return len(e.compiler.uncounted) }
 
 // Undone returns how many addresses the engine has yet to compare with selectors of large sets, and on how many

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: a tenant adds a policy that denies everything. If other tenants have hostile policies, the work
-// for this is at most 1.5 times as much. The number of allocations stands for the work.
+// TestOthersPayLittle: one tenant adds a policy that denies everything. This costs at most 1.5 times as much work if
+// other tenants have hostile policies. The test takes the number of allocations as a measure of the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -181,7 +181,9 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		return np
 	}
 	small := networkingv1.NetworkPolicyEgressRule{}
-	for i := range 10 { // so later groups have at least 10 rules: a group is at least as large as all before it
+	// The rules come in groups, and each group is at least as large as all groups before it. With these 10 rules, all
+	// later groups have at least 10 rules.
+	for i := range 10 {
 		app := map[string]string{"app": fmt.Sprint("a", i)}
 		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})
 	}
@@ -208,7 +210,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		}
 		last, most = now, max(most, now)
 		switch n {
-		case 5: // the first namespace has made the set; this policy's work puts the namespace behind the second one
+		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
 			e.Apply(policies(egress(1, "more", many(30))))
 		case 10: // the second namespace has made its own set for the rule
 			gone := policy.NewDelta()
@@ -374,7 +376,7 @@ func TestParsedPoliciesComeInGroups(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy with a single large selector also counts as large.
+// TestLargeSelectorsAreParsedLater: a policy with a single large selector isn't parsed at once.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}

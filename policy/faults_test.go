@@ -89,13 +89,13 @@ func TestFaults(t *testing.T) {
 	for _, tc := range []struct {
 		name     string
 		more     string        // another NetworkPolicy, without its kind
-		nodes    []policy.Node // in addition to self and peer
-		pods     []policy.Pod  // in addition to those of the manifests
+		nodes    []policy.Node // besides the Nodes self and peer
+		pods     []policy.Pod  // besides the pods of the manifests
 		unread   []ruleset.Problem
-		problems []string // beginnings of the problems
-		pass     string   // more packets that must pass
+		problems []string // how the reported problems begin
+		pass     string   // packets that must pass, besides the constant pass
 		cut      string   // packets that pass without the error, and must not pass with it
-		denied   string   // more packets that must not pass
+		denied   string   // packets that must not pass, besides the constant denied
 	}{
 		{name: "none"},
 		{name: "a Node without podCIDR", nodes: []policy.Node{faultNode("new", "192.0.2.13")}},

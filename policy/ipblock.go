@@ -96,7 +96,8 @@ func (p *parser) blockPeer(field string, blocks []block) peer {
 	if all = ruleset.Order(all); len(all) == 0 {
 		return result
 	}
-	// This makes the same text as the function key, with less memory. Networks and descriptions need no escapes in JSON.
+	// The loop makes the same text as the function key, with less memory. Networks and descriptions need no escapes in
+	// JSON.
 	text, four := p.text[:0], 0
 	text = append(text, '[')
 	for _, e := range all {

@@ -41,8 +41,8 @@ type links struct {
 
 type chainedPods struct {
 	addresses []ruleset.Entry // entries of the set weir-chained: the addresses of all chained pods
-	own       []ruleset.Entry // entries of weir-links: for each link of a single pod: all addresses (0.0.0.0/0 or ::/0)
-	senders   []ruleset.Entry // entries of weir-senders: for each link of a single pod: the pod's addresses
+	own       []ruleset.Entry // entries of weir-links: 0.0.0.0/0 or ::/0 for each link that belongs to a single pod
+	senders   []ruleset.Entry // entries of weir-senders: the pod's addresses for each link that belongs to a single pod
 	ports     []ruleset.Rule  // match packets from a pod's bridge port, with the pod's address as the source
 	foreign   []ruleset.Rule  // match packets from a pod's bridge port, with any source
 	bridges   map[string]bool // other plugins' bridges with pods' links as ports

@@ -10,7 +10,7 @@ import (
 
 type live struct {
 	id       uint64
-	selector // the zero value if this is a named port
+	selector // the zero value for a named port
 	gone     bool
 	scope    *scope
 	// requirements has the podSelector's requirements, sorted by how many live selectors share each. The most shared
@@ -21,7 +21,7 @@ type live struct {
 	// same print.
 	print uint64
 	port  namedPort
-	count [len(conf.Families)]int    // how many of the matching pods' addresses count, by family
+	count [len(conf.Families)]int    // number of the matching pods' addresses that count (addressBook.uses), by family
 	names [len(conf.Families)]string // names of the sets
 	sets  [len(conf.Families)]liveSet
 }

@@ -25,8 +25,8 @@ type State struct {
 	Endpoints []Endpoint
 	Node      string
 	Refused   ruleset.Refused
-	// Strays6 is true if the kernel has IPv6 addresses of pods that may have no endpoint. A pod behind another plugin may
-	// have lost its record: then only rules for IPv6 deny its packets.
+	// Strays6 is true if the kernel has IPv6 addresses of pods that may have no endpoint. For example, a chained pod may
+	// have lost its record. The ruleset then needs rules for IPv6, because only these rules deny the pod's packets.
 	Strays6 bool
 }
 
@@ -98,7 +98,7 @@ type Pod struct {
 	// packets after their destination has been translated.
 	HostPorts []HostPort `json:",omitempty"`
 	NodeName  string
-	// Addresses are those in the pod's status. They don't count if the pod has an endpoint on this node.
+	// Addresses are the addresses in the pod's status. They don't count if the pod has an endpoint on this node.
 	Addresses []netip.Addr
 	// HostNetwork is true if the pod uses its node's addresses. No policy selects such a pod, and no peer's selector
 	// matches it.

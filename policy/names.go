@@ -34,7 +34,7 @@ func (w Workload) read(name string) (n named, ok bool) {
 	if len(base) > maxGenerated || strings.Trim(random, hashAlphabet) != "" {
 		return named{}, false
 	}
-	cut := len(base) == maxGenerated // the name was cut, or has this length anyway
+	cut := len(base) == maxGenerated // a name of this length may have been cut
 	switch {
 	case w.Indexed:
 		// The job controller cuts the job's name, and not the index (podGenerateNameWithIndex in
@@ -65,9 +65,9 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after returns WORD if the text is NAME-WORD. Without an alphabet, the text must be NAME alone. If cut is true, the
-// end of the text may be missing. If dash is also true, a dash after WORD shows that WORD is complete. whole is false
-// if WORD may be incomplete. ok is false if the text has another form.
+// after returns WORD from a text of the form NAME-WORD. If the alphabet is empty, the text must be NAME alone. If cut
+// is true, the end of the text may be missing, and whole is false if WORD may be incomplete. If dash is also true, a
+// dash after WORD shows that WORD is complete. ok is false if the text has another form.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

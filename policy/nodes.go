@@ -54,7 +54,7 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	own := w.nodes[w.self].PodCIDRs
 	doubted := func(a netip.Addr) bool { return !contains(node.PodCIDRs, a) || contains(own, a) }
 	if !slices.ContainsFunc(p.Addresses, doubted) {
-		return p.Addresses, nil // this is so for nearly all pods, and needs no copy
+		return p.Addresses, nil // all addresses of nearly all pods count, so no copy is needed
 	}
 	for _, a := range p.Addresses {
 		switch {
@@ -84,7 +84,7 @@ func (e *Engine) readmit(changed func(node string) bool) {
 			left += pods
 		}
 	}
-	if left == 0 { // this is so for most new Nodes
+	if left == 0 { // most new Nodes have no pods
 		return
 	}
 	for _, first := range e.pods.All() {

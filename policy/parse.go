@@ -19,8 +19,8 @@ type parsedPolicy struct {
 	pods      matcher
 	rules     map[ruleset.Direction][]rule // only directions in which the policy isolates pods
 	problems  []ruleset.Problem            // parts of the policy that can't be parsed
-	invalid   []ruleset.Problem            // those of problems for which an API server would refuse the policy
-	audited   bool                         // true if the policy is an audited one (AuditAnnotation)
+	invalid   []ruleset.Problem            // problems for which an API server would refuse the policy
+	audited   bool
 }
 
 type rule struct {
@@ -77,14 +77,14 @@ type reporter func(field, format string, args ...any)
 //   - A wrong peer or port allows nothing.
 func parse(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, true) }
 
-// parseHead parses a policy without its rules, so that it allows nothing.
+// parseHead parses a policy without its rules. The parsed policy allows nothing.
 func parseHead(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, false) }
 
 func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	policy := parsedPolicy{
 		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
 	}
-	own := func(field, format string, args ...any) { // for parts that an API server accepts, and weir refuses
+	own := func(field, format string, args ...any) { // own reports parts that an API server accepts and weir refuses
 		if len(policy.problems) < maxProblems {
 			policy.problems = append(policy.problems, ruleset.ProblemOfPolicy(policy.name, field, fmt.Sprintf(format, args...)))
 		}

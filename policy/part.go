@@ -28,13 +28,13 @@ type part struct {
 	demands []*demand   // demands of the asks, ordered by comparePolicies
 	wants   []*supply   // sets that the demands need
 	rules   float64     // how many rules in the kernel the demands need
-	stated  problemList // problems of demands that the kernel refuses, or that are too many for a whole node
+	stated  problemList // problems of demands that the kernel refuses, or for which a whole node lacks capacity
 
 	// The states of a demand are granted, pending, ready and placed (docs/architecture.md, From a policy to its rules).
 	granted    []*demand
 	decided    problemList      // the problems in stated, and those of demands that aren't granted
 	regranted  bool             // true if granted has changed
-	pending    []*demand        // granted demands whose sets are still to be made, in order
+	pending    []*demand        // granted demands whose sets are incomplete, in the order in which the sets are made
 	ready      int              // how many granted demands have all their sets, but no rules yet
 	placed     []*demand        // granted demands whose rules and sets are in the ruleset
 	making     map[*supply]bool // sets in the ruleset for ready and pending demands
@@ -124,14 +124,14 @@ func (l *local) groups(s *side) (groups []*group, open []localEndpoint) {
 // twice.
 type problemList struct {
 	all      []ruleset.Problem
-	byPolicy map[string][]ruleset.Problem // by the name of the policy
+	byPolicy map[string][]ruleset.Problem
 }
 
 func (r *problemList) clone() problemList {
 	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
 }
 
-// add adds the problems in the list all, which are problems of the policy. It leaves out those that r already has.
+// add adds the policy's problems in the list all. It leaves out problems that r already has.
 func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none is a duplicate
 		r.set(policy, slices.Clip(all))

@@ -27,7 +27,7 @@ func newRequirement(e metav1.LabelSelectorRequirement) requirement {
 	if e.Operator == metav1.LabelSelectorOpNotIn {
 		op = selection.NotIn
 	}
-	values := e.Values // the list must not change from now on
+	values := e.Values // the requirement may keep this list, so the list must not change later
 	if !slices.IsSorted(values) {
 		values = slices.Sorted(slices.Values(values))
 	}

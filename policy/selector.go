@@ -17,8 +17,8 @@ type selector struct {
 	key        string // a hash of the selectors as text; selectors with the same key are equal
 }
 
-// selector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field is the wrong
-// field.
+// selector parses a peer's selectors. Without a podSelector, all pods match. If err isn't nil, field is the field with
+// the error.
 func (p *parser) selector(peer *networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = p.namespace

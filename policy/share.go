@@ -33,7 +33,7 @@ type tenant struct {
 	problems   problemList
 	usage      amount  // how much its granted demands use
 	afterwards float64 // its share of the node if the next demand is granted
-	skipped    float64 // entries of counted sets for which there was no capacity
+	skipped    float64 // entries of sets that are counted, and for which there was no capacity
 }
 
 // grant grants all demands if the node has the capacity. Otherwise divide decides. A demand is never granted if one of
@@ -74,7 +74,7 @@ func (c *compiler) uncertain() bool {
 
 func (c *compiler) fits() bool {
 	room, waiting := c.limits.node, map[string]float64{}
-	if !c.wanted.within(room) { // there is no need to count the uncounted sets, which may be many
+	if !c.wanted.within(room) { // the counted sets alone exceed the capacity, so the others needn't be counted
 		return false
 	}
 	for s := range c.uncounted {
@@ -192,7 +192,8 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // there is no need to count its sets, which may be many
+		// A namespace with too many rules isn't modest, and its sets needn't be counted.
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] {
 			delete(modest, p)
 			continue
 		}

@@ -12,8 +12,8 @@ import (
 // mostWaiting is the effort at which parsed policies no longer wait for others of their namespace (TakeParsed).
 const mostWaiting = 1 << 10
 
-// Unparsed has large policies of one name whose rules aren't parsed yet. Until then, the policies isolate their pods
-// and allow nothing.
+// Unparsed has large policies of one name whose rules aren't parsed yet. Until the rules are parsed, the policies
+// isolate their pods and allow nothing.
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy

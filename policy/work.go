@@ -12,7 +12,7 @@ const (
 	// sliceWork limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
 	// microseconds.
 	sliceWork = 1 << 8
-	// smallWork limits the work of one Small, in the same unit.
+	// smallWork limits the work of one Small, in the unit of sliceWork.
 	smallWork = 1 << 6
 	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
 	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are
@@ -120,7 +120,7 @@ func (c *compiler) makeSets() {
 }
 
 // survey finds out which granted demands have all their sets. It goes through all granted demands, so makeSets calls it
-// only after other demands were granted.
+// only if the granted demands have changed.
 func (c *compiler) survey(p *part) {
 	before, needed := p.making, 0.0
 	p.making, p.pending, p.placed, p.ready, p.changed, p.regranted = map[*supply]bool{}, nil, nil, 0, true, false

@@ -34,7 +34,7 @@ type Workload struct {
 	// ManualSelector is true for a job with spec.manualSelector. Kubernetes adds neither the job's name nor a UID to the
 	// labels of the pods of such a job.
 	ManualSelector bool
-	// Owner is the workload that has made this one, such as "Deployment web".
+	// Owner is the workload that has made this workload, such as "Deployment web".
 	Owner string
 	// Node is the name of the static pod's node.
 	Node string

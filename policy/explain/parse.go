@@ -70,7 +70,7 @@ func (r Ref) String() string {
 }
 
 type Port struct {
-	// Number is 0 if the port is given by its name, or not at all.
+	// Number is 0 if the query gives the port's name, or no port.
 	Number uint16           `json:"number,omitempty"`
 	Name   string           `json:"name,omitempty"`
 	Proto  ruleset.Protocol `json:"protocol,omitempty"`

@@ -36,7 +36,7 @@ func TestParse(t *testing.T) {
 				Port{Number: 80, Proto: ruleset.TCP},
 			},
 		},
-		{"pod/ns-1/a", "pod/b:/icmp", Query{ // "pod" is also a valid name of a namespace
+		{"pod/ns-1/a", "pod/b:/icmp", Query{ // pod "b" of a namespace with the name "pod"
 			Ref{Kind: EndPod, Namespace: "ns-1", Name: "a"}, pod("pod", "b"), Port{Proto: ruleset.ICMP},
 		}},
 		{
@@ -120,7 +120,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, r := range []Ref{q.From, q.To} {
 			again, err := parseEnd(r.String(), r.Namespace)
-			if r.Kind == EndPod { // the text of a pod has no prefix
+			if r.Kind == EndPod { // the text of a pod has no prefix, so parseEnd returns EndNamed
 				r.Kind = EndNamed
 			}
 			// The namespace has the name of a kind, such as svc, so the text means an end of that kind.

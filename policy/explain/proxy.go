@@ -175,10 +175,10 @@ func (in entrance) passes(s Place, t target) bool {
 	return !in.foreign() || t.on == in.node
 }
 
-// throughNode is for connections from the cluster to a node's nodePort, to an externalIP or to a load balancer's
-// address. It returns the places that the Service's pods can see as the sender. If the sender is a pod on another node
-// than the nodePort's, throughNode adds the paths to the nodePort's node. The sender's egress policies decide on these
-// paths, because the sender's node doesn't translate the nodePort of another node.
+// throughNode returns the places that the Service's pods can see as the sender of a connection. The connection comes
+// from the cluster, and goes to a nodePort, an externalIP or a load balancer's address. If a pod sends to another
+// node's nodePort, throughNode adds the paths to that node. The pod's egress policies decide on these paths, because
+// the pod's node doesn't translate the nodePort of another node.
 func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place) []Place {
 	var seen []Place
 	for _, from := range sources {
@@ -211,7 +211,7 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 	return seen
 }
 
-// hasOthers reports whether a ready endpoint of the Service is on another node than the one with the nodePort.
+// hasOthers reports whether a ready endpoint of the Service is on another node than in.node.
 func (x *explainer) hasOthers(s *policy.Service, in entrance) bool {
 	return slices.ContainsFunc(x.behind(s), func(b behind) bool { return !b.ending && b.on != in.node })
 }

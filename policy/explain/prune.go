@@ -72,8 +72,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 }
 
 // Concerns returns a function that reports whether an explanation of the query may need a pod. c must have all
-// Endpoints. If an end's address is that of a pod on another node, c may not have this pod yet. In this case, call
-// Concerns again when c has the pods for which the first function has asked.
+// Endpoints. If an end's address is that of a pod on another node, c may not have this pod yet. Then call Concerns
+// again when c has the pods that the first function reported.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
@@ -109,9 +109,9 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// homes returns, by namespace, podSelectors of policies that the method strays may return for the query's ends. The
-// notes name such a policy only if it selects no pod of its own namespace. To find out, Concerns must ask for the pods
-// of that namespace that the podSelector selects.
+// homes returns podSelectors of policies in other namespaces than the query's ends, by namespace. An explanation notes
+// such a policy if the podSelector fits an end, but no pod of the policy's namespace. To find out, Concerns must ask
+// for the pods that the podSelectors select.
 func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 	all := map[string][]labels.Selector{}
 	for _, r := range c.ends(q) {

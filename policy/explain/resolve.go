@@ -59,10 +59,9 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-// resolveTo returns the object that a connection reaches, such as a pod or a Service. The connection comes from the
-// object "from", and goes to the name or address r and to the port. Several Services may share an address, and each has
-// its own ports. An address of a node may also be an address of Services. If none of these Services has the port, the
-// connection reaches the node.
+// resolveTo returns the object that a connection from the end "from" to r and the port reaches, such as a pod or a
+// Service. Several Services may share an address, and each has its own ports. An address of a node may also be an
+// address of Services. If none of these Services has the port, the connection reaches the node.
 func (c *Cluster) resolveTo(r Ref, port Port, from Ref) (Ref, error) {
 	if r.Kind != EndAddress {
 		return c.resolve(r)
@@ -103,7 +102,6 @@ func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
 	return all
 }
 
-// outside reports whether the end is outside of the cluster.
 func (c *Cluster) outside(r Ref) bool {
 	if r.Kind != EndAddress {
 		return r.Kind == EndWorld

@@ -30,7 +30,7 @@ func (x *explainer) targets(to Ref, port Port, in entrance) ([]target, error) {
 	var all []target
 	for _, place := range places {
 		if in.address.IsValid() && conf.FamilyOf(in.address) != conf.FamilyOf(place.Address) {
-			continue // a hostPort at an address of the other family
+			continue // the destination is a node's address of the other family
 		}
 		for _, p := range ports {
 			all = append(all, target{Place: place, proto: p.Proto, port: p.Number})
@@ -139,7 +139,7 @@ func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, 
 	return ports, err
 }
 
-// isOf reports whether the port is the Service's port of this number or name.
+// isOf reports whether p names the Service's port s, by its number or by its name.
 func (p Port) isOf(s policy.ServicePort) bool {
 	return s.Proto == p.Proto && (s.Port == p.Number || s.Name != "" && s.Name == p.Name)
 }

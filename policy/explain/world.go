@@ -75,7 +75,7 @@ func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Pre
 			}
 		}
 		first := set.Ranges()[0]
-		if second := first.From().Next(); first.Contains(second) { // the first address may be the network's own
+		if second := first.From().Next(); first.Contains(second) { // first.From() may be a network address, which no host has
 			return second
 		}
 		return first.From()

@@ -73,8 +73,8 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	return all
 }
 
-// Packets returns first packets that weir checks on this node. They go between pods, the node and an address outside of
-// the cluster, with several protocols and ports.
+// Packets returns packets that begin a connection and that weir checks on this node. They go between pods, the node and
+// an address outside of the cluster, with several protocols and ports.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {

@@ -20,7 +20,7 @@ import (
 type Addresses struct {
 	// Outside is an address outside of the cluster. Node is this node's own address.
 	Outside, Node netip.Addr
-	// Subnet has the addresses of this node's pods, and Elsewhere those of the other node's.
+	// Subnet is the network of this node's pods. Elsewhere is the network of the other node's pods.
 	Subnet, Elsewhere netip.Prefix
 	both, third       netip.Prefix // both contains Subnet and Elsewhere; third belongs to no node
 }
@@ -73,7 +73,8 @@ func State(r *rand.Rand) policy.State {
 		}
 		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}
-	if r.IntN(5) > 0 { // without Nodes in one case of five, as in a directory of manifests that has none
+	// One cluster of five has no Nodes, like a directory without manifests of Nodes.
+	if r.IntN(5) > 0 {
 		s.Nodes = nodes(r, families)
 	}
 	if r.IntN(4) > 0 {

@@ -200,7 +200,7 @@ func (u *universe) findEnds(all []unit) {
 type facts struct {
 	world  *world
 	labels map[string]bool // keys of labels in the policies' podSelectors
-	ports  map[string]bool // names of ports
+	ports  map[string]bool // names of ports in the policies
 }
 
 func newFacts(u *universe) facts {

@@ -293,7 +293,7 @@ func TestServices(t *testing.T) {
 		{Service: "a/by-selector", Proto: ruleset.TCP, Port: 80, Targets: []uint16{8080}},
 		{Service: "a/by-selector", Proto: ruleset.UDP, Port: 53, Targets: []uint16{5353}},
 		{Service: "a/by-slices", Proto: ruleset.TCP, Port: 443, Targets: []uint16{8443}},
-		// The Service's port isn't translated.
+		// A headless Service's port isn't translated.
 		{Service: "a/headless", Proto: ruleset.TCP, Port: 80, Targets: []uint16{80}},
 		{Service: "a/portless"},
 		{Service: "a/portless-slices"},

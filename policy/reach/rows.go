@@ -29,7 +29,7 @@ func (c cell) lines() []line {
 	if c[conf.IPv4] == c[conf.IPv6] {
 		return nonempty(line{c[conf.IPv4], -1})
 	}
-	if c[conf.IPv4] < 0 || c[conf.IPv6] < 0 { // no connection of the other family is possible
+	if c[conf.IPv4] < 0 || c[conf.IPv6] < 0 { // only connections of one family are possible
 		return nonempty(line{max(c[conf.IPv4], c[conf.IPv6]), -1})
 	}
 	return nonempty(line{c[conf.IPv4], int32(conf.IPv4)}, line{c[conf.IPv6], int32(conf.IPv6)})
@@ -152,12 +152,13 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 // sender, To for the receiver, and Either for at least one of them.
 type Filter struct {
 	From, To, Either func(Party) bool
-	// Proto and Ports select connections on these ports. If Proto is empty, all ports are selected.
+	// Proto and Ports select connections by the destination port. If Proto is empty, all ports are selected.
 	Proto ruleset.Protocol
 	Ports ruleset.PortRange
 }
 
-// Filter returns the connections that the filter selects. Rows that become alike are joined.
+// Filter returns the connections that the filter selects. Rows that then differ only in From or only in To become one
+// row.
 func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	whether := func(keep func(Party) bool) func(int) bool {
 		return func(i int) bool { return keep == nil || keep(m.Parties[i]) }

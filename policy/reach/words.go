@@ -14,7 +14,8 @@ func (p Party) String() string {
 	return p.Name
 }
 
-// Count returns the number of the party's pods. A pod with several attachments is in Pods for each of them.
+// Count returns the number of the party's pods. Pods has a pod once for each of its attachments, but Count counts the
+// pod once.
 func (p Party) Count() int { return len(slices.Compact(slices.Sorted(slices.Values(p.Pods)))) }
 
 // Words returns short names for the parties, such as "everyone", "all pods in shop" or "the world". other has the
@@ -31,7 +32,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // itself may be missing, except in a list of two
+			return !in[i] && (i != itself || len(list) < 3) // a list of three or more may lack itself
 		})
 	}
 	var words []string

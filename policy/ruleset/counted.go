@@ -92,8 +92,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// adjust changes the number of parts that have the element with this comment, by 1 or -1. The entry's comment becomes
-// the first in alphabetical order. If no part has the element any more, the entry is removed.
+// adjust changes the number of parts that have the element with this comment, by 1 or -1. The entry gets the
+// alphabetically first of the parts' comments. If no part has the element any more, the entry is removed.
 func (c *countedSet) adjust(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {

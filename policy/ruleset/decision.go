@@ -11,9 +11,9 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights says for each set how often merged sets have its entries. entries is the sum of the sizes of all merged
-	// sets, rounded up, and pairs that of the merged sets with ports. staying says for each set how many chains look up
-	// the set itself, and not a merged set.
+	// weights says for each set how often merged sets have its entries. staying says for each set how many chains look up
+	// the set itself, and not a merged set. entries is the sum of the sizes of all merged sets, rounded up. pairs is the
+	// sum of the sizes of the merged sets with ports, rounded up.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int

@@ -22,7 +22,7 @@ type group struct {
 	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
 }
 
-// groups puts those rules of the chain that can be merged into groups.
+// groups returns the chain's rules that can be merged, in groups.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {

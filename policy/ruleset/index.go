@@ -51,8 +51,8 @@ type indexedRule struct {
 	first, last uint16
 	*Rule
 	to      *indexedChain
-	members []memberMatch // of Rule.Sets, Rule.Src and Rule.Dst
-	ports   []portMatch   // of Rule.Sets
+	members []memberMatch // matches of addresses, from Rule.Sets, Rule.Src and Rule.Dst
+	ports   []portMatch   // matches of ports, from Rule.Sets
 	pivot   int
 }
 

@@ -17,7 +17,7 @@ type members struct {
 	searches   int // how many groups have been searched
 	tables     [len(conf.Families)]*memberTable
 	list       []int32 // memory for the groups of a signature
-	key        []byte  // memory for intern
+	key        []byte  // memory that the method intern uses again
 }
 
 type memberGroup struct {
@@ -177,7 +177,7 @@ type memberTable struct {
 }
 
 type memberNetwork struct {
-	link      int32      // index in memberTable.links: the network's first group; or 0
+	link      int32      // index of the network's first group in memberTable.links, or 0
 	resolved  bool       // true if signature is set
 	signature *signature // signature of the addresses that are in no smaller network
 }

@@ -28,7 +28,7 @@ type mergedSet struct {
 	parts  []part
 }
 
-// part is a set whose entries are in a merged set. If it has ports, the merged set has each entry with each port.
+// part is a set whose entries are in a merged set. If the part has ports, the merged set has each entry with each port.
 type part struct {
 	set   string
 	proto Protocol
@@ -159,7 +159,7 @@ func (n *needs) pairsOf(g *group) (sum int) {
 	return sum
 }
 
-// rounded rounds up, by at most an eighth. So an entry more or less rarely changes which rules are merged.
+// rounded rounds up, by at most an eighth. So one added or deleted entry rarely changes which rules are merged.
 func rounded(n int) int {
 	step := 1
 	for n/step >= 16 {

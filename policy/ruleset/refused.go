@@ -18,8 +18,8 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused has the parts that a node's kernel has refused, with the reasons. Without these parts, a ruleset only drops
-// more.
+// Refused has the parts that a node's kernel has refused, with the reasons. A ruleset without these parts allows no
+// more packets than the whole ruleset.
 type Refused map[Refusal]string
 
 // Kind is a part of a rule. A kernel that doesn't support the part refuses all rules with it.

@@ -32,8 +32,8 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that packets may match, in the order of the chain. The row above has the rules for a network around the
-// address.
+// row has rules that may match packets with an address, in the order of the chain. The row above has the rules for a
+// network around the address.
 type row struct {
 	above  *row
 	rules  []int32

@@ -19,7 +19,7 @@ type Rule struct {
 	Proto  Protocol
 	InPort string // the port of a bridge by which the packet came in
 	Sets   []SetMatch
-	Ports  []PortRange // of the destination; any number of ranges
+	Ports  []PortRange // ranges of destination ports; any number of ranges
 	Track  Track
 	Shape  Shape
 	// Comment explains the rule to people who list the kernel's rules.

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRules: Equal, Key and Identity notice a change of each field, except those that they ignore on purpose.
+// TestRules: Equal, Key and Identity notice a change of each field, except the fields that they ignore on purpose.
 func TestRules(t *testing.T) {
 	fields := reflect.TypeFor[ruleset.Rule]()
 	none := ruleset.Rule{}

@@ -47,7 +47,7 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain whose rule looks up a Members set.
 	Dispatch string
-	// Opens is true if rules only use the set to allow packets. Without such a set, the ruleset only drops more.
+	// Opens is true if rules only use the set to allow packets. Without such a set, the ruleset only drops more packets.
 	Opens   bool
 	Entries Entries
 }
@@ -84,7 +84,7 @@ func (e Element) String() string {
 
 // Compare orders elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
-	// The most frequent case comes first, because comparing the rest takes longer.
+	// Most elements differ in their addresses, and comparing the other fields takes longer.
 	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 {
 		return c
 	}

@@ -104,8 +104,8 @@ func New(s policy.State) *Evaluator {
 	return new(Cache).New(s)
 }
 
-// Cache makes Evaluators for several states with the same policies, and remembers the parsed policies. A policy must
-// not change meanwhile. The zero value is ready for use. Only one goroutine may use a Cache.
+// Cache makes Evaluators for several states with the same policies, and remembers the parsed policies. The policies
+// must not change while the Cache is used. The zero value is ready for use. Only one goroutine may use a Cache.
 type Cache struct {
 	parsed map[string][]isolating // by NAMESPACE/NAME
 }
@@ -193,7 +193,7 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 }
 
 // assignedBy reports whether the Node of this name can have assigned the address: it must be in the Node's podCIDRs,
-// and in none of this node's. If the state has neither Nodes nor this node's name, it returns true.
+// and in no podCIDR of this node. If the state has neither Nodes nor this node's name, assignedBy returns true.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true

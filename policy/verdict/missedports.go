@@ -65,7 +65,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 		})
 	}
 	if len(all) > 1 {
-		all[1].Change = all[0].Change // a name helps only ports of its own protocol
+		all[1].Change = all[0].Change // the change for a named port would leave the protocol wrong
 	}
 	if len(all) == 0 { // the policy's range includes a number that isn't a port, such as 0 or 65536
 		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())

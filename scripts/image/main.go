@@ -98,7 +98,7 @@ func ours(repository string) (tree, error) {
 // SOURCE_DATE_EPOCH overrides the time: https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
-	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else there is no history
+	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // this fails without a history
 		var at string
 		revision, at, _ = strings.Cut(out, " ")
 		seconds = cmp.Or(seconds, at)

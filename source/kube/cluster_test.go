@@ -161,8 +161,8 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
-// TestPack: pack keeps all fields of a pod, with any number of addresses. The result doesn't share the addresses'
-// memory.
+// TestPack: pack keeps all fields of a pod, with any number of addresses. With one or two addresses, the result has its
+// own copy of the addresses.
 func TestPack(t *testing.T) {
 	for n := range 4 {
 		pod := policy.Pod{Namespace: "ns", Name: "a"}

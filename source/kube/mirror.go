@@ -177,7 +177,9 @@ func (m *mirror[O, I]) follow(
 	m.complete = func() { s.contact.succeed(&s.contact.lists, kind) }
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watching.Interface, error) {
-			if o.SendInitialEvents != nil { // the reflector begins a streamed list again and again if the stream ends too early
+			// If a stream of a list ends too early, the reflector begins another stream, and reports no error. So the list
+			// counts as incomplete from the first stream on.
+			if o.SendInitialEvents != nil {
 				s.contact.fail(&s.contact.lists, kind, incomplete, patience)
 			}
 			w, err := watch(ctx, o)
@@ -211,8 +213,8 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream replaces a whole list if the API server can stream lists. It makes the reflector try to stream again. A
-// whole list of 100,000 pods would need 2 GB of memory.
+// errNoStream is the answer to the reflector's request for a whole list if the API server can stream lists. The
+// reflector then tries to stream again. A whole list of 100,000 pods would need 2 GB of memory.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {

@@ -73,8 +73,8 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 	return i
 }
 
-// pack copies the pod and its addresses into one block of memory. Garbage collection visits every block, so fewer
-// blocks make it cheaper.
+// pack copies the pod and one or two addresses into one block of memory. Garbage collection visits every block, so
+// fewer blocks make it cheaper.
 func pack(p policy.Pod) *policy.Pod {
 	switch len(p.Addresses) {
 	case 1:

@@ -68,8 +68,7 @@ func publish(t *testing.T) *publishing {
 }
 
 // podsWatched returns a channel that is closed when the client's first watch of pods has begun. Before the watch, the
-// fake API server drops the events of pods. Until the watch, the source may also still write the addresses of all
-// listed pods, after its first delta.
+// fake API server drops the events of pods, and the source may still be writing the addresses of listed pods.
 func podsWatched(client *fake.Clientset) <-chan struct{} {
 	watched := make(chan struct{})
 	var once sync.Once
@@ -197,7 +196,7 @@ func TestPublishBeforeThePodIsKnown(t *testing.T) {
 }
 
 // TestPublishAStaticPod: a static pod has one UID in the runtime and another in the API server. Publish gets the
-// runtime's UID. The patch must have the API server's.
+// runtime's UID, and the patch must have the UID in the API server.
 func TestPublishAStaticPod(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))

@@ -70,7 +70,7 @@ type trimmer struct {
 	in    *bufio.Reader
 	what  *kept
 	frame []byte
-	out   []byte // bytes for the client; it has already read out[:at]
+	out   []byte // bytes for the client, which has read out[:at] so far
 	at    int
 	whole bool // true if the rest of the stream is passed on unchanged
 }

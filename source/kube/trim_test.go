@@ -44,7 +44,7 @@ func answerOf(t testing.TB, path string, status int, contentType string, body io
 			StatusCode: status, Header: http.Header{"Content-Type": {contentType}}, Body: io.NopCloser(body),
 		}, nil
 	}))
-	resp, err := rt.RoundTrip(httptest.NewRequest(http.MethodGet, path, nil)) //nolint:bodyclose // the caller closes it
+	resp, err := rt.RoundTrip(httptest.NewRequest(http.MethodGet, path, nil)) //nolint:bodyclose // the caller closes Body
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,8 +95,9 @@ func (s *source) remove(name string) {
 	}
 }
 
-// want compares the next update. If Dir lists the directory between a change and the change's event, Dir reads the file
-// twice, and repeats the update. So want skips repetitions of the last update, except if the wanted update is equal.
+// want compares the next update with the wanted one. If Dir lists the directory between a change and the change's
+// event, Dir reads the file twice, and repeats the update. So want skips repetitions of the last update if the wanted
+// update is a different one.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	was := s.last
@@ -187,7 +188,7 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
 	s.write("c.yaml", "{{- if .Values.policy }}\n")
-	s.want("-", "b.yaml: document 1") // c.yaml's error is gone, because its earlier objects are known
+	s.want("-", "b.yaml: document 1") // c.yaml doesn't hold up the start: its earlier objects are known
 	s.write("b.yaml", pod("b", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
 		"its last readable content stays in force")
