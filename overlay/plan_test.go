@@ -34,7 +34,6 @@ func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied writes the plan. It fails if the kernel refuses a route or an entry.
 func applied(o *Overlay, p Plan) error {
 	all, err := o.Apply(p)
 	for _, r := range all.Refused {
@@ -67,7 +66,7 @@ func TestCompute(t *testing.T) {
 		name     string
 		e        Encapsulation
 		nodes    []policy.Node
-		peers    []string // each peer is a node, a network, an address, and "direct" or "tunnel"
+		peers    []string // each string has a node, a network, an address, and "direct" or "tunnel"
 		problems []string
 	}{
 		{
@@ -243,7 +242,7 @@ func TestMAC(t *testing.T) {
 	if got := MAC(netip.MustParseAddr("172.20.1.10")).String(); got != "0e:58:ac:14:01:0a" {
 		t.Errorf("172.20.1.10: %s", got)
 	}
-	// Nodes of two subnets may have addresses with the same last four bytes.
+	// Addresses of two subnets may end in the same four bytes. Their MACs must differ nevertheless.
 	a, b := MAC(netip.MustParseAddr("2001:db8:1::1")).String(), MAC(netip.MustParseAddr("2001:db8:2::1")).String()
 	if a == b || !strings.HasPrefix(a, "0e:58:") || !strings.HasPrefix(b, "0e:58:") {
 		t.Errorf("two IPv6 addresses have MACs %s and %s", a, b)

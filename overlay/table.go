@@ -25,11 +25,12 @@ func gateTable() *nftables.Table {
 	return &nftables.Table{Name: conf.TunnelTable, Family: nftables.TableFamilyINet}
 }
 
-// maxElements is the most elements of one message. Their attribute can't be longer than 64 KiB, and an element
-// takes less than a hundred bytes.
+// maxElements is the most elements in one netlink message. The attribute that has the elements can't be longer than 64
+// KiB, and each element takes less than a hundred bytes.
 const maxElements = 500
 
-// openTransaction makes large buffers, because one transaction may have the elements of thousands of nodes.
+// openTransaction opens a socket with large buffers, because one transaction may have the elements of thousands of
+// nodes.
 func openTransaction() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(1<<20))
@@ -40,9 +41,10 @@ func openTransaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table equal to the gate. If only elements are wrong, and few of them must be deleted,
-// it changes only elements. Otherwise it replaces the table in one transaction. replaced is true if the table was
-// missing, or something other than elements was wrong. t has the counts of the previous table.
+// Apply makes the kernel's table equal to the gate. If only elements are wrong, and few of them must be deleted, it
+// changes only elements. Otherwise it replaces the table in one transaction. replaced is true if the table was missing,
+// or something other than elements was wrong. It is false if only elements were wrong, even many. t has the counts of
+// the previous table.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -137,7 +139,7 @@ func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	return conn.Flush()
 }
 
-// replaceQuietly makes the gate without its log, because some kernels can't log in nftables.
+// replaceQuietly makes the gate without its log, because some kernels lack nftables' log statement.
 func (g Gate) replaceQuietly() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -156,8 +158,8 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// maxDeletions limits how many elements Apply deletes; for more, it makes the table anew. In a set of 5,000
-// concatenated ranges, each deletion takes more than a millisecond. The whole table is made in 200 milliseconds.
+// If Apply has more elements to delete than maxDeletions, it makes the table anew. In a set of 5,000 concatenated
+// ranges, each deletion takes more than a millisecond. The whole table is made in 200 milliseconds.
 const maxDeletions = 100
 
 func (g Gate) countStale(have gateElements) (n int) {
@@ -183,8 +185,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// In such a set a range is two elements, and single changes could leave a range with only one of them.
-			// The set is small, so all its elements are replaced.
+			// In an interval set without concatenation, a range is two elements. After a single change, a range could
+			// have only one of the two. The set is small, so all its elements are replaced.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
 		}

@@ -169,8 +169,8 @@ func forge(t *testing.T, to string) (result error) {
 	return result
 }
 
-// vxlan returns the payload of a tunnel packet (RFC 7348, section 5). Inside is a frame with a UDP packet, without
-// a checksum.
+// vxlan returns the payload of a tunnel packet (RFC 7348, section 5): a VXLAN header, and a frame with a UDP packet.
+// The UDP packet has no checksum.
 func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	udp := make([]byte, 8, 16)
 	binary.BigEndian.PutUint16(udp, src.Port())

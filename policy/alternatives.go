@@ -15,8 +15,9 @@ const maybeSuffix = " (may select it)"
 type isolating struct {
 	direction ruleset.Direction
 	policies  []*parsedPolicy // in the order of their names
-	// anchored has the indexes of policies, by anchor (requirement.anchors). A pod that a policy selects has at least one
-	// of the policy's anchors. others has the indexes of the policies without anchors.
+	// anchored has the indexes of policies, by anchor: a label, or any label with a certain key (requirement.anchors).
+	// A pod that a policy selects has at least one of the policy's anchors. others has the indexes of the policies
+	// without anchors.
 	anchored map[anchor][]int
 	others   []int
 }

@@ -31,14 +31,14 @@ const (
 // limits limit how much the policies of a node need. Tests have lower limits, which random clusters can exceed.
 type limits struct {
 	node       amount // what all policies of the node may need together
-	setEntries int    // entries of one set
+	setEntries int    // the most entries of one set
 	bulk       int    // policies with a larger bulk aren't parsed immediately, but wait for NextUnparsed
 }
 
 var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6}
 
-// bulk estimates how long it takes to parse a policy. It is the number of peers, ports and excepts, plus an eighth or a
-// sixteenth for each part of a selector.
+// bulk estimates how long it takes to parse a policy. It is the number of peers, ports and excepts, plus an eighth for
+// each label or expression of a selector, and a sixteenth for each value of an expression.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)

@@ -81,7 +81,7 @@ func TestLargePolicies(t *testing.T) {
 		more         []policy.Pod
 		rules        int // rules of the ingress chain of x/big, without the two that log and drop
 		pass, denied string
-		problems     []string // beginnings of the problems; the last may match several
+		problems     []string // beginnings of the problems; several problems may have the last beginning
 		of           int      // the number of problems, if the list problems has only some of them
 	}{
 		{

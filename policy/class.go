@@ -35,7 +35,7 @@ type classified struct {
 	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
 	// isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
-	supplies []*supply // sets that the placed demands need (part.placed)
+	supplies []*supply // the sets of the granted demands that are in the ruleset (part.placed)
 	problems problemList
 	placed   map[askKey][]*demand       // part.placed, by policy and direction
 	reusable map[classKey]reusableClass // empty if the kernel refuses anything
@@ -145,7 +145,7 @@ func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
-// collect sorts the placed demands by policy, lists their sets, and reports entries that the kernel refuses.
+// collect groups the placed demands by policy, lists their sets, and reports entries that the kernel refuses.
 func (l *classifier) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.placed {

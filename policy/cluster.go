@@ -122,7 +122,7 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// The address may belong to a new pod of this node, while the old pod is still being deleted.
+				// A new pod of this node may have the address, while p is an old pod that is still being deleted.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}

@@ -94,7 +94,7 @@ type compiler struct {
 
 	problems   []ruleset.Problem // all problems; out of date if restated is true
 	restated   bool
-	openStated bool // true if some of problems are about pods that no policy isolates
+	openStated bool // true if some of the problems are about pods that no policy isolates
 }
 
 func newCompiler(find finder, l limits) *compiler {
@@ -179,8 +179,8 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants puts the part now in the place of the part was, in the list supply.wanted of each set. now is the
-// newest part of a namespace, or an empty part if the namespace has no part any more.
+// exchangeWants replaces the part "was" by the part "now" in the list supply.wanted of each set. "now" is the newest
+// part of a namespace, or an empty part if the namespace has no part any more.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp

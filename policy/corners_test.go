@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has two namespaces. The pods web, db and free have endpoints on this node. All other pods don't.
+// corners has two namespaces. The pods web, db and free have endpoints on this node. The other pods have none.
 const corners = `
 apiVersion: v1
 kind: Namespace

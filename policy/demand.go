@@ -30,7 +30,7 @@ type familyRule struct {
 
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
-// ask has the demands of one policy in one direction. A new part of the namespace uses it again if the policy's rules
+// ask has the demands of one policy in one direction. A new part of the namespace reuses the ask if the policy's rules
 // and the number of classes are the same.
 type ask struct {
 	rules   []rule

@@ -94,8 +94,8 @@ func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	for _, k := range isolated {
 		allowNothing = append(allowNothing, k.none...)
 	}
-	// If two attachments have one address, the first rule that matches decides. So the strictest rule comes first. The
-	// rules of classes with only audited policies come last.
+	// If two attachments have the same address, the first rule that matches decides. So the strictest rule comes first.
+	// The rules of classes with only audited policies come last.
 	d.none(allowNothing)
 	for _, k := range isolated {
 		if d.classes = append(d.classes, k.Class); k.set != nil {

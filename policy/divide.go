@@ -6,7 +6,8 @@ import (
 	"slices"
 )
 
-// dividing is a division among the greedy namespaces (divideLeft). It may take several compiles.
+// dividing is a division of the remaining capacity among the greedy namespaces (division.greedy). It may take several
+// compiles.
 type dividing struct {
 	left  amount
 	all   []*tenant
@@ -15,10 +16,10 @@ type dividing struct {
 	taken amount
 }
 
-// divideLeft grants demands of the greedy namespaces one by one. The next demand is always granted to the namespace
-// whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets and entries
-// (dominant resource fairness). If this compile has done as much work as it may, the next compile continues. Until the
-// division is finished, the namespaces keep what they were granted before.
+// divideLeft grants demands of the greedy namespaces (division.greedy) one by one. The next demand is always granted to
+// the namespace whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets
+// and entries (dominant resource fairness). If this compile has done as much work as it may, the next compile
+// continues. Until the division is finished, the namespaces keep what they were granted before.
 func (c *compiler) divideLeft() {
 	for !c.work.small && (c.division.stale || c.division.running != nil) {
 		if c.division.running == nil {

@@ -218,7 +218,7 @@ func BenchmarkEqualPeers(b *testing.B) {
 			e.Apply(d)
 			paint := func(i int) (entries int) {
 				p := cityPod(3, 51, 5)
-				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has it
+				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has this address
 				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // the pod is a peer only in odd rounds
 				e.Apply(one(p))
 				for _, s := range e.Ruleset().Sets {
@@ -300,7 +300,7 @@ func BenchmarkSimilarPeers(b *testing.B) {
 			e.Apply(d)
 			paint := func(i int) {
 				p := cityPod(3, 51, 5)
-				p.Addresses[0] = netip.MustParseAddr("10.0.5.252") // no other pod has it
+				p.Addresses[0] = netip.MustParseAddr("10.0.5.252") // no other pod has this address
 				p.Labels["color"] = fmt.Sprint("v0-", 1+i%2)
 				e.Apply(one(p))
 				e.Ruleset()

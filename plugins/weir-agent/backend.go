@@ -63,7 +63,7 @@ func removeIptables(ctx context.Context) error {
 
 // removeIptablesAtLast repeats removeIptables while a set is in use. It is for a command that runs only once. A set
 // stays in use until the kernel has freed the deleted rules that used it. On a busy machine, this may take longer than
-// the second that removeIptables waits.
+// removeIptables waits (one second).
 func removeIptablesAtLast(ctx context.Context) (err error) {
 	for range 10 {
 		if err = removeIptables(ctx); !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {

@@ -24,7 +24,7 @@ const calm = time.Minute
 type collector struct {
 	mu       sync.Mutex
 	percent  int   // GOGC
-	limit    int64 // the memory limit
+	limit    int64 // Go's memory limit in bytes
 	deferred bool
 }
 
@@ -96,8 +96,8 @@ func readHeap() heap {
 	return heap{goal: of(0), others: of(1) - min(of(1), of(2)+of(3)+of(4))}
 }
 
-// limitFor returns the memory limit near which Go collects a heap of that size. Go stays below a limit by 3 % of the
-// heap, and by at least 1 MiB (memoryLimitHeapGoal in runtime/mgcpacer.go).
+// limitFor returns the memory limit with which Go collects the heap at the size h.goal. Go stays below a limit by 3 %
+// of the heap, and by at least 1 MiB (memoryLimitHeapGoal in runtime/mgcpacer.go).
 func limitFor(h heap) int64 {
 	return int64(min(h.others+h.goal+max(h.goal/32, 1<<20), math.MaxInt64))
 }

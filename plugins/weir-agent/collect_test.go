@@ -11,7 +11,7 @@ import (
 var kept [][]byte // when an element is overwritten, its old value is garbage
 
 // TestCollector: a deferred collection comes when the heap has grown as far as GOGC allows. After the collection, GOGC
-// and the memory limit are as before.
+// and the memory limit have their old values.
 func TestCollector(t *testing.T) {
 	percent, limit := debug.SetGCPercent(collectAt), debug.SetMemoryLimit(math.MaxInt64/2)
 	t.Cleanup(func() {
@@ -51,7 +51,7 @@ func (c *collector) isDeferred() bool {
 	return c.deferred
 }
 
-// readHeapGoal returns how much garbage GOGC allows beside these objects.
+// readHeapGoal returns how much garbage GOGC allows beside the objects in live.
 func readHeapGoal(live [][]byte) int { return len(live) * len(live[0]) * collectAt / 100 }
 
 func collections() uint32 {

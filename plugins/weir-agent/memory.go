@@ -7,10 +7,11 @@ import (
 	"strconv"
 )
 
-// heapShare is the heap's part of the container's memory limit. iptables-restore needs memory too.
+// heapShare is Go's part of the container's memory limit. The rest is for child processes such as iptables-restore.
 const heapShare = 0.9
 
-// collectAt is GOGC. Most of the heap stays, so Go's default of 100 would need twice the memory.
+// collectAt is the agent's GOGC. Most of the agent's heap is in use at any time. With Go's default of 100, the heap
+// would grow to twice the size of the used part.
 const collectAt = 50
 
 // limitMemory keeps Go's heap below the container's memory limit. The parameter limit is in bytes; empty means no

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestLimitMemory: if GOGC or GOMEMLIMIT is set, it takes precedence.
+// TestLimitMemory: if GOGC or GOMEMLIMIT is set, it takes precedence over the container's memory limit.
 func TestLimitMemory(t *testing.T) {
 	percent, bytes := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {
@@ -26,7 +26,7 @@ func TestLimitMemory(t *testing.T) {
 		{limit: "1Gi", percent: collectAt, bytes: math.MaxInt64, refused: true},
 		{limit: "0", percent: collectAt, bytes: math.MaxInt64, refused: true},
 	} {
-		debug.SetGCPercent(100) // as without GOGC
+		debug.SetGCPercent(100) // Go's defaults
 		debug.SetMemoryLimit(math.MaxInt64)
 		t.Setenv("GOGC", tc.gogc)
 		t.Setenv("GOMEMLIMIT", tc.gomemlimit)

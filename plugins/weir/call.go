@@ -28,7 +28,7 @@ type call struct {
 
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND, except VERSION. VERSION needs no configuration.
+// verb describes a value of CNI_COMMAND. VERSION isn't among the verbs, because it needs no configuration.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb
@@ -46,8 +46,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads the call without validating it, because even an error must be printed in the call's version. For
-// VERSION, stdin may be empty or a terminal.
+// readCall reads the call without validating it, because the error for an invalid call must also be printed in the
+// call's version of the specification. For VERSION, stdin may be empty or a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -141,8 +141,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName reports whether s can be an interface's name, for the kernel (dev_valid_name, net/core/dev.c) and for the
-// specification, which allows no colon.
+// isIfName reports whether the kernel (dev_valid_name, net/core/dev.c) and the specification allow s as an interface's
+// name.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

@@ -23,7 +23,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAheadOfTheOfficialPlugins: if official plugins come after weir in the list, they and policies work.
+// TestAheadOfTheOfficialPlugins: if CNI's own plugins come after weir in the list of plugins, those plugins and the
+// policies work.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -383,7 +384,7 @@ func testRunsOnBehind(t *testing.T, other string) {
 	for i, c := range []struct{ verb, pod, record string }{
 		{"DEL", "http-echo", ""},
 		{"GC", "busybox", ""},
-		// The record names a path that doesn't exist here, as in the agent's container.
+		// With this record, the path of the pod's network namespace doesn't exist.
 		{"GC", "http-echo", `sed -i 's|"netns":"|&/unseen|' `},
 		{"DEL", "busybox", "echo { >"},
 	} {
@@ -414,8 +415,8 @@ func testRunsOnBehind(t *testing.T, other string) {
 	}
 }
 
-// reachedPods adds a server and a client. It returns once the outside reaches the server by IPv4, and the client by
-// IPv6.
+// reachedPods adds a server and a client. It returns once two connections to the server work: from outside by IPv4, and
+// from the client by IPv6.
 func reachedPods(t *testing.T, n *nodetest.Node) (server, client *nodetest.Pod) {
 	t.Helper()
 	server, client = n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
@@ -440,7 +441,7 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 		if _, err := nodetest.Get(t, n.Outside, server.IP+":80"); err == nil {
 			t.Errorf("%s, a pod without a record is reached", when)
 		}
-		// No pod with a record has an IPv6 address any more, but the rules for IPv6 must stay.
+		// No record has an IPv6 address any more, but the rules for IPv6 must stay.
 		if _, err := nodetest.Get(t, client.Netns, "["+server.IP6+"]:80"); err == nil {
 			t.Errorf("%s, a pod without a record is reached by IPv6", when)
 		}
@@ -854,11 +855,11 @@ func TestSourceRoutes(t *testing.T) {
 	pod := n.AddPod("ns-1", "http-echo")
 	const sysctl = "/proc/sys/net/ipv4/conf/all/accept_source_route"
 	accept := func() error {
-		ofLink := strings.Replace(sysctl, "all", "eth0", 1) // a packet needs both settings
+		ofLink := strings.Replace(sysctl, "all", "eth0", 1) // a source route counts only if both settings are 1
 		return errors.Join(os.WriteFile(ofLink, []byte("1"), 0o600), os.WriteFile(sysctl, []byte("1"), 0o600))
 	}
 	var server, client net.PacketConn
-	nodetest.In(t, pod.Netns, func() (err error) { // a pod's namespace may inherit the node's settings
+	nodetest.In(t, pod.Netns, func() (err error) { // a pod's namespace may inherit these settings from the node
 		server, err = net.ListenPacket("udp4", ":80")
 		return errors.Join(err, accept())
 	})
@@ -890,7 +891,7 @@ func TestSourceRoutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	route := string([]byte{0x83, 7, 4, 192, 0, 2, 2, 0}) // a loose source route by the node
+	route := string([]byte{0x83, 7, 4, 192, 0, 2, 2, 0}) // a loose source route over the node (192.0.2.2)
 	outer := raw.Control(func(fd uintptr) {
 		err = unix.SetsockoptString(int(fd), unix.IPPROTO_IP, unix.IP_OPTIONS, route)
 	})

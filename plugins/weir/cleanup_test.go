@@ -41,7 +41,8 @@ func TestCleanup(t *testing.T) {
 			"--conflist", filepath.Join(n.ConfDir, "10-weir.conflist")).CombinedOutput()
 		return string(out), err
 	}
-	for try := 1; ; try++ { // several tries, because the agent may still remove what it no longer needs
+	// There are several tries, because the agent may remove something itself between the two looks at the node.
+	for try := 1; ; try++ {
 		before := weirOnNode(t, n)
 		if out, err := cleanup(); err == nil || !strings.Contains(out, "another weir-agent runs on this node") {
 			t.Fatalf("with an agent that would put everything back: %v: %s", err, out)
@@ -69,7 +70,7 @@ func TestCleanup(t *testing.T) {
 	}
 	n.Reach(client, server.IP+":80", false)
 	n.Reach(client, "["+server.IP6+"]:80", false)
-	// A runtime keeps the configuration of each pod's ADD, and calls DEL with it.
+	// A runtime keeps the configuration of each pod's ADD for the pod's DEL.
 	if err := os.WriteFile(filepath.Join(n.ConfDir, "10-weir.conflist"), conflist, 0o600); err != nil {
 		t.Fatal(err)
 	}

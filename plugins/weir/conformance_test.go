@@ -331,7 +331,7 @@ func byLibcni(t *testing.T, n *nodetest.Node, spec, netns string) {
 	}
 	must("DEL", cni.DelNetworkList(ctx, list, runtime("c1")))
 	must("DEL again", cni.DelNetworkList(ctx, list, runtime("c1")))
-	if knows(spec, "GC") { // libcni's cache doesn't have c2, so only the plugin's GC removes it
+	if knows(spec, "GC") { // libcni's cache doesn't have c2, so only the plugin's GC removes c2
 		_, err := libcni.NewCNIConfigWithCacheDir([]string{n.Bin}, t.TempDir(), nil).AddNetworkList(ctx, list, runtime("c2"))
 		must("ADD", err)
 		must("GC", cni.GCNetworkList(ctx, list, &libcni.GCArgs{}))

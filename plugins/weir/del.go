@@ -11,7 +11,7 @@ import (
 func del(args *call) error {
 	err := endpoint.CheckID(args.id())
 	if errors.Is(err, endpoint.ErrTooLong) {
-		return nil // ADD has refused such an ID, so there is nothing to delete
+		return nil // ADD refuses an ID that is too long, so there is nothing to delete
 	}
 	if err != nil {
 		return badID(err)

@@ -13,7 +13,7 @@ import (
 const documentedWindows = "../../docs/security-windows.md"
 
 // TestDocumentedTests: each test that docs/security-windows.md names exists in plugins/weir, or in the package whose
-// path follows in brackets.
+// path follows the test's name in brackets.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // the packages that have a test, by the test's name
@@ -140,7 +140,7 @@ func TestDocumentedMessages(t *testing.T) {
 			if message == "`cni plugin not initialized`" { // this message is containerd's
 				continue
 			}
-			// An ellipsis replaces text that differs. A colon precedes a wrapped error.
+			// In a documented message, an ellipsis stands for text that varies. A colon precedes a wrapped error.
 			for _, part := range regexp.MustCompile("…|; |: ").Split(strings.Trim(message, "`"), -1) {
 				if part = strings.Trim(part, " :"); len(part) < 6 {
 					continue

@@ -24,7 +24,7 @@ func gc(args *call) error {
 	for _, a := range c.Valid {
 		id := endpoint.ID(a.ContainerID, a.IfName)
 		err := endpoint.CheckID(id)
-		if errors.Is(err, endpoint.ErrTooLong) { // ADD has refused such an ID, so there is no such attachment
+		if errors.Is(err, endpoint.ErrTooLong) { // ADD refuses an ID that is too long, so no attachment has this ID
 			continue
 		}
 		if err != nil {

@@ -29,7 +29,7 @@ type killer struct {
 
 	mu     sync.Mutex
 	rnd    *rand.Rand
-	usual  map[string]time.Duration // how long each verb takes when it isn't killed
+	usual  map[string]time.Duration // how long a call of each verb takes if it isn't killed
 	killed map[string]int
 	made   int // the number of containers and namespaces made so far
 }
@@ -112,7 +112,7 @@ func (k *killer) fresh() slot {
 
 func (k *killer) step(s *slot) {
 	switch {
-	case s.begun: // a runtime then calls DEL, or is killed too and never calls DEL
+	case s.begun: // a runtime then calls DEL, unless it was killed together with the plugin
 		if k.chance(3) == 0 {
 			*s = k.fresh()
 		} else if _, done := k.call("DEL", *s, "", k.when("DEL")); done {
@@ -209,7 +209,7 @@ func (k *killer) run(t *testing.T) {
 		t.Errorf("%d run, and these records are there: %q, %v", len(all), records, err)
 	}
 	k.call("GC", slot{}, `, "cni.dev/valid-attachments": []`, 0)
-	k.Eventually("nothing is left", func() error { // entries of the agent's sets count too
+	k.Eventually("nothing is left", func() error { // entries in the agent's sets must be gone too
 		if diff := leftBehind(t, before); diff != "" {
 			return fmt.Errorf("before and after: %s", diff)
 		}

@@ -47,7 +47,8 @@ func TestAConnectionThatIsOver(t *testing.T) {
 		}},
 	} {
 		port := 40_000 + i
-		// The time within must be long enough: if dial gives up, the server may later accept the abandoned connection.
+		// The parameter within must be long enough: if dial gives up, the server may later accept the abandoned
+		// connection.
 		dial := func(within time.Duration) (conn net.Conn, err error) {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: within, Control: reuseAddress}
 			nodetest.In(t, client.Netns, func() error {

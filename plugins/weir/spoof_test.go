@@ -115,8 +115,8 @@ func tagged(f []byte) []byte {
 // quiet is how long a test waits for a frame before it concludes that none comes.
 const quiet = 100 * time.Millisecond
 
-// passes sends the frame, and reports whether the frame comes out of the node's link. If must is true, passes waits for
-// the frame for up to ten seconds.
+// passes sends the frame, and reports whether the node's link out sees the frame. If must is true, passes waits for the
+// frame for up to ten seconds.
 func passes(t *testing.T, netns, out string, f []byte, must bool) bool {
 	t.Helper()
 	fd := packetSocket(t, nodetest.Self, out)

@@ -68,7 +68,7 @@ func TestStatus(t *testing.T) {
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 }
 
-// beatAgo writes a heartbeat that is as old as the time ago.
+// beatAgo writes a heartbeat of the given age.
 func beatAgo(t *testing.T, ago time.Duration) {
 	t.Helper()
 	var now unix.Timespec
@@ -81,8 +81,8 @@ func beatAgo(t *testing.T, ago time.Duration) {
 	}
 }
 
-// TestHeartbeat: a heartbeat counts for a minute, whatever happens to the node's clock. An empty heartbeat, of an
-// earlier version, counts from the modification time of the file.
+// TestHeartbeat: a heartbeat counts for a minute, whatever happens to the node's clock. Earlier versions of weir wrote
+// an empty file; such a heartbeat counts from the file's modification time.
 func TestHeartbeat(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -108,7 +108,7 @@ func TestHeartbeat(t *testing.T) {
 	check(false, "an old one of an earlier version")
 	must(agentapi.Beat())
 	check(true, "a new one")
-	for _, clock := range []time.Duration{-time.Hour, time.Hour} { // as if the clock had been set since
+	for _, clock := range []time.Duration{-time.Hour, time.Hour} { // as if the clock had been set after the heartbeat
 		at := time.Now().Add(clock)
 		must(os.Chtimes(file, at, at))
 		check(true, "a new one, and then the clock was set")

@@ -170,8 +170,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares the node's state with before. It waits up to a minute until they are equal, because the agent
-// removes set entries after the plugin has returned.
+// leftBehind returns the difference between before and the node's state. It waits up to a minute until there is none,
+// because the agent removes set entries after the plugin has returned.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
@@ -304,7 +304,7 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 		return nil
 	})
 	n.Eventually("the node's own connection isn't cut", func() error { return exchange(kubelet) })
-	// TCP repeats the dropped packets, so the connection continues without the policy.
+	// TCP repeats the dropped packets, so the connection continues once the policy is gone.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
@@ -364,7 +364,7 @@ func TestClosedPodsWaitForTheAgent(t *testing.T) {
 	}
 	n := nodetest.NewNode(t, nodetest.Conf{"enforcement": "closed"})
 	n.Manifest("cluster.yaml", cluster)
-	// No agent has ever run here, so no rule drops anything. The pods' links stay down instead.
+	// No agent has ever run on this node, so no rule drops anything. The pods' links stay down instead.
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
@@ -507,7 +507,8 @@ func TestDelNeedsNothing(t *testing.T) {
 		t.Fatalf("%v, %d connections of the pod's", err, flows())
 	}
 	n.KillAgent()
-	// The namespace and the agent are gone, and the configuration is invalid.
+	// The namespace and the agent are gone, and the configuration is invalid. DEL succeeds nevertheless, and again if
+	// it is repeated.
 	nodetest.DelNS(t, p.Netns)
 	n.Configure(nodetest.Conf{"ranges": "none"})
 	for range 2 {
@@ -657,7 +658,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
 	}
-	// CHECK also compares with prevResult, which plugins after weir may have changed.
+	// CHECK also compares the pod with prevResult, which plugins after weir may have changed.
 	records, err := filepath.Glob("/run/weir/endpoints/*.json")
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
@@ -721,8 +722,8 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal calls ADD for a new container. ADD must fail with "try again later" (code 11) and a message with the
-// words.
+// wantRefusal calls ADD for a new container. ADD must fail with code 11 ("try again later"), and its message must
+// contain words.
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.ConfDir, "10-weir.conflist"))

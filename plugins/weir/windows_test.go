@@ -99,7 +99,9 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 		netns := nodetest.NewNS(t, "ns-1.busybox")
 		stop := flood(t, netns, server.IP+":9")
 		client := n.AddPod("ns-1", "busybox")
-		n.Eventually("the pod sends", func() error { // if the pod sends, its link is up, and the node has its neighbour entry
+		// A refusal is a packet from the pod. It shows that the pod's link is up, and that the node has the pod's
+		// neighbour entry.
+		n.Eventually("the pod sends", func() error {
 			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil ||
 				!strings.Contains(err.Error(), "refused") {
 				return fmt.Errorf("the node reaches it: %w", err)
@@ -117,7 +119,7 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	if got := count.Load(); got != 0 {
 		t.Errorf("%d packets of an isolated pod arrived while it started or ended", got)
 	}
-	// Without the policy, packets arrive, so the test would have seen them.
+	// Without the policy, packets arrive. So the test would have seen the forbidden packets.
 	n.Manifest("policy.yaml", "")
 	netns := nodetest.NewNS(t, "ns-1.busybox")
 	stop := flood(t, netns, server.IP+":9")
@@ -229,7 +231,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)
-	// The ports are fixed, so the second pod's packet looks like one of the first pod's connection.
+	// The ports are fixed, so a packet of the second pod looks like a packet of the first pod's connection.
 	ask := func(p *nodetest.Pod) (err error) {
 		nodetest.In(t, p.Netns, func() error {
 			var conn net.Conn
@@ -285,7 +287,8 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		tcp, accepted := connectTCP(t, server, client)
 		flows := []*flow{push(t, tcp, accepted)}
-		if flush == nodetest.FlushChecks() { // after the other flush nothing is tracked, so there is no UDP flow to cut
+		// After "nft flush ruleset" nothing is tracked, so there is no UDP flow to cut.
+		if flush == nodetest.FlushChecks() {
 			udp, answering := connectUDP(t, server, client)
 			flows = append(flows, push(t, udp, answering))
 		}
@@ -490,7 +493,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// On a busy machine, a new port may drop the first SYN. The client then sends another SYN.
+	// On a busy machine, a new link may drop the first SYN. The client then sends another SYN.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err

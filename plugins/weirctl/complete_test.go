@@ -104,7 +104,7 @@ func TestUnknownTopics(t *testing.T) {
 	}
 }
 
-// TestHints: if there is neither an agent nor a kubeconfig, each command's error names only flags that it has.
+// TestHints: if there is neither an agent nor a kubeconfig, each command's error names only flags of this command.
 func TestHints(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	t.Setenv("HOME", t.TempDir())

@@ -123,7 +123,7 @@ func (p *portFlag) Set(text string) error {
 
 func (p *portFlag) String() string { return strconv.Itoa(int(*p)) }
 
-// Type is the value's name in the help.
+// Type returns the value's name in the help.
 func (p *portFlag) Type() string { return "port" }
 
 func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, func() error, error) {
@@ -239,7 +239,7 @@ func (o *dropsOptions) ofThisNode(interrupted context.Context, printDrop func(*a
 	case failed != nil:
 		return failed
 	case interrupted.Err() != nil && o.query.Follow: // Ctrl-C
-		return nil //nolint:nilerr // that is how the command ends
+		return nil //nolint:nilerr // Ctrl-C is the usual end of the command
 	case interrupted.Err() != nil:
 		return errInterrupted
 	case ctx.Err() != nil:
@@ -266,7 +266,7 @@ func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Dro
 	}
 	err = cluster.FollowDrops(ctx, question, client.DefaultFollowTimes)
 	if ctx.Err() != nil { // Ctrl-C
-		return nil //nolint:nilerr // that is how the command ends
+		return nil //nolint:nilerr // Ctrl-C is the usual end of the command
 	}
 	return err
 }

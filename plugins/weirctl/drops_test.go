@@ -134,7 +134,7 @@ func actAsAgent(t *testing.T, handler http.Handler) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// lineWriter calls found when a write has the text.
+// lineWriter calls found when a written text contains until.
 type lineWriter struct {
 	until string
 	found func()

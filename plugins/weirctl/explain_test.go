@@ -293,7 +293,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestMaybeHidden: if the user may not read the objects of an end, the error says that the end may exist.
+// TestMaybeHidden: if the user may not read objects of an end's kind, the error says that the end may exist.
 func TestMaybeHidden(t *testing.T) {
 	gaps := []string{"you may not read services, so weirctl doesn't know which pods Services lead to"}
 	listed := []string{"you may list services only in a, shop, so those of other namespaces are missing"}
@@ -306,7 +306,7 @@ func TestMaybeHidden(t *testing.T) {
 		{"svc/shop/b:80", nil, gaps, true},
 		{"shop/b:80", nil, gaps, true},
 		{"svc/shop/b:80", nil, nil, false},
-		{"svc/shop/b:80", []policy.Service{{Namespace: "shop", Name: "c"}}, gaps, true}, // the error has more text
+		{"svc/shop/b:80", []policy.Service{{Namespace: "shop", Name: "c"}}, gaps, true}, // the error names shop/c
 		{"svc/shop/b:80", nil, listed, false},
 		{"svc/b/b:80", nil, listed, true},
 		{"node/n1:80", nil, listed, false},

@@ -58,8 +58,8 @@ func ask(t *testing.T, c Cluster, from, to string) Explanation {
 	return e
 }
 
-// TestAdviceOfLabels: a label would make the nearest rule allow the connection. If another policy would then isolate
-// the sender, the advice is a new rule.
+// TestAdviceOfLabels: if a label of the sender would make the nearest rule allow the connection, the advice is the
+// label. If another policy would then isolate the sender, the advice also has a new rule.
 func TestAdviceOfLabels(t *testing.T) {
 	for _, isolates := range []bool{false, true} {
 		c := Cluster{}
@@ -128,8 +128,9 @@ func TestFollowedAdvice(t *testing.T) {
 	}
 }
 
-// TestAdviceOfReceiversLabels: a label of the receiver would make the nearest rule allow the connection. If another
-// policy would then isolate the receiver and not allow the connection, the advice is a new rule.
+// TestAdviceOfReceiversLabels: if a label of the receiver would make the nearest rule allow the connection, the advice
+// is the label. If another policy would then isolate the receiver and not allow the connection, the advice also has a
+// new rule.
 func TestAdviceOfReceiversLabels(t *testing.T) {
 	for _, allowed := range []string{"", "web"} {
 		c := Cluster{}

@@ -37,10 +37,11 @@ func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
 }
 
-// isComplete reports whether all pods are known, with their addresses. An agent knows only the pods of a query.
+// isComplete reports whether all pods are known, with their addresses. An agent's Cluster has only the pods that the
+// query concerns.
 func (c Cluster) isComplete() bool { return c.Node == "" && len(c.Gaps)+len(c.Invented) == 0 }
 
-// isOurs reports whether the address is in the network of pods of the agent's node.
+// isOurs reports whether the address is in a pod network of the agent's node.
 func (c Cluster) isOurs(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Endpoints, func(e policy.Endpoint) bool {
 		return slices.ContainsFunc(e.Addresses, func(own policy.Address) bool { return own.Subnet.Contains(a) })

@@ -90,7 +90,7 @@ type target struct {
 	through string
 	notes   []string
 	on      string // the node of a Service's endpoint, if known
-	ending  bool   // true for an endpoint that kube-proxy uses only if it can use no ready one
+	ending  bool   // true for an endpoint that kube-proxy uses only if it can use no ready endpoint
 }
 
 func (x *explainer) connect(sources []Place, targets []target, in entrance) {

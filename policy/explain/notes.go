@@ -221,7 +221,7 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
-// owners returns the names of all pods for which the policies use the address.
+// owners returns the names of all pods that have the address according to the evaluator.
 func (x *explainer) owners(a netip.Addr) (names []string) {
 	for _, o := range x.evaluator.At(a).Pods() {
 		names = append(names, o.Namespace+"/"+o.Name)

@@ -224,7 +224,7 @@ type Change struct {
 }
 
 // DiffTable prints the changed objects, and the connections that open or close. It prints at most MaxRows rows of
-// each.
+// opening connections, and at most MaxRows rows of closing connections.
 func DiffTable(out io.Writer, c Change) error {
 	var err error
 	say := func(format string, args ...any) {

@@ -71,7 +71,7 @@ func portsOf(r reach.Row) string {
 	return r.Ports.String()
 }
 
-// quoted also escapes backslashes, because they begin an escape in Graphviz's labels.
+// quoted escapes quotes and backslashes. In Graphviz's labels, a backslash begins an escape.
 func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(OneLine(s)) + `"`
 }

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/term"
 )
 
-// defaultParallel is how many nodes are asked at the same time. Each exec costs the API server, kubelet and the
-// runtime some milliseconds.
+// defaultParallel is how many nodes are asked at the same time. weirctl asks a node by an exec in the agent's pod,
+// which costs the API server, kubelet and the runtime some milliseconds.
 const defaultParallel = 32
 
 // Answer is the answer of one node's agent, or the reason why there is none.
@@ -24,8 +24,8 @@ type Answer[T any] struct {
 }
 
 // AskAll calls the function ask for all agents, o.Parallel of them at a time. It passes the answers to the function
-// each, one at a time. If an agent doesn't answer, its Answer has the reason. If the user may not ask, AskAll ends with
-// that error.
+// each, one at a time. If an agent doesn't answer, its Answer has the reason. If the API server forbids the user to
+// ask, AskAll ends with this error.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {
@@ -88,7 +88,7 @@ type Progress struct {
 
 const progressEvery = 100 * time.Millisecond
 
-// NewProgress returns a Progress on f. It prints nothing unless f is a terminal.
+// NewProgress returns a Progress on f. If f isn't a terminal, the Progress prints nothing.
 func NewProgress(f *os.File) *Progress {
 	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
 		return &Progress{}

@@ -42,8 +42,8 @@ type AuditOfNodes struct {
 	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
-	// Rules has the rules that would allow the connections if the policy had them. The connections of protocols without
-	// ports are left out: no rule with ports can allow them. Rules is nil in a report on all policies.
+	// Rules would allow the would-drops if they were added to the policy. Would-drops of protocols without ports are
+	// left out: no rule with ports can allow them. Rules is nil in a report on all policies.
 	Rules *AuditRules `json:"rules,omitempty"`
 	kinds map[string]int
 }
@@ -87,13 +87,13 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
-// AuditRules are rules for an audited policy.
+// AuditRules would allow the would-drops of an audited policy if they were added to the policy.
 type AuditRules struct {
 	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`
 	// Broad is true if one of the rules selects all pods of a namespace, because the pod of a connection has no labels.
 	Broad bool `json:"broad,omitempty"`
-	// Without has protocols without ports. Only a rule without ports can allow them.
+	// Without has the protocols of would-drops without ports. Only a rule without ports can allow them.
 	Without []string `json:"protocolsWithoutPorts,omitempty"`
 }
 

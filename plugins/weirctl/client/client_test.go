@@ -29,7 +29,7 @@ func TestBuildsElsewhere(t *testing.T) {
 	}
 }
 
-// TestStoppedAgent: the error about an agent that doesn't answer says so, and how long weirctl has waited.
+// TestStoppedAgent: if the agent doesn't answer, the error says so, and how long weirctl has waited.
 func TestStoppedAgent(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -39,7 +39,7 @@ type NodeStatus struct {
 }
 
 type ClusterStatus struct {
-	// Asked counts the nodes on which weir should run. Nodes has the worst first.
+	// Asked counts the nodes on which weir should run. The field Nodes lists the worst nodes first.
 	Asked  int               `json:"asked"`
 	States map[NodeState]int `json:"states"`
 	// Pods, Isolated and Closed are sums over the nodes that have answered.

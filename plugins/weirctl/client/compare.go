@@ -17,8 +17,8 @@ type goal struct {
 	pod       *expectedPod
 }
 
-// question returns what to ask the node. If the pod is on another node, the question is about the pod's addresses in
-// the sets of peers.
+// question returns the question for the node. If g.pod runs on another node, the question is about this pod's addresses
+// in the node's sets of peers.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {

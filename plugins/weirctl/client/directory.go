@@ -70,8 +70,8 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives each pod without addresses an address of each family in use. If the source has Nodes, the
-// networks of these addresses become podCIDRs of every node.
+// inventAddresses gives each pod without addresses an address of each family that the source's objects use. If the
+// source has Nodes, the networks of these addresses become podCIDRs of every node.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// DropPrinter returns a function that prints drops, one a line.
+// DropPrinter returns a function that prints a drop on one line.
 func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	if f == JSON {
 		return func(d *agentapi.Drop) error { return excerpt.WriteJSON(out, "", d) }

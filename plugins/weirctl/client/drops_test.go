@@ -95,7 +95,7 @@ func FuzzDropLine(f *testing.F) {
 	})
 }
 
-// TestPcap: if a drop has a packet, another implementation finds it in the file.
+// TestPcap: if a drop has a packet, another implementation of the file's format reads the packet.
 func TestPcap(t *testing.T) {
 	b := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true},

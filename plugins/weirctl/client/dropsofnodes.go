@@ -18,7 +18,7 @@ type DropsOfNodes struct {
 	// Nodes are the names of the nodes to ask. Empty means all.
 	Nodes []string
 	AskOptions
-	// Print prints a drop. An error of Print ends the command.
+	// An error of Print ends the command.
 	Print func(*agentapi.Drop) error
 	// Tell gets lines for people, such as which nodes don't answer.
 	Tell func(string)
@@ -86,7 +86,7 @@ func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	return removed
 }
 
-// Wanted returns the agents of the named nodes, or all. A node that doesn't exist is an error.
+// Wanted returns the agents of the named nodes, or all agents if nodes is empty. A node that doesn't exist is an error.
 func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	agents, err := c.Agents(ctx)
 	if err != nil || len(nodes) == 0 {

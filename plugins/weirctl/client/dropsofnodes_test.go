@@ -249,7 +249,8 @@ func followAll(t *testing.T, c *liveCluster, o *told, times FollowTimes) (end fu
 
 var errInterrupted = errors.New("interrupted")
 
-// TestFollowDrops: if several nodes have drops, they come in order, and none twice.
+// TestFollowDrops: if several nodes have drops, the drops are printed in the order of their times, and none is printed
+// twice.
 func TestFollowDrops(t *testing.T) {
 	c := newLiveCluster("a", "b", "dead", "leaves")
 	c.fails = func(node string) string {
@@ -296,7 +297,7 @@ func TestFollowDrops(t *testing.T) {
 	if err := end(); !errors.Is(err, errInterrupted) {
 		t.Error(err)
 	}
-	for c.now.Load() > 0 { // the streams of all nodes end
+	for c.now.Load() > 0 { // wait until the streams of all nodes have ended
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -383,7 +384,7 @@ func TestDropOrder(t *testing.T) {
 }
 
 // TestDropsThatDifferInTheirReason: two drops that differ only in their reason or in the type of an ICMP packet are
-// both new. The same drop from the node's next stream is not.
+// both new. A drop that the node's next stream repeats isn't new.
 func TestDropsThatDifferInTheirReason(t *testing.T) {
 	n := nodeFollower{recent: map[string]time.Time{}}
 	guard := agentapi.Drop{Kind: agentapi.DropMore, Count: 1, Reason: agentapi.ByGuard}

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDump: if a node doesn't answer, the bundle has the reason, and the status of each other node. Fields of an
-// answer that weirctl doesn't know are left out.
+// TestDump: if a node doesn't answer, the bundle has the reason, and the status of each other node. If an answer has
+// fields that weirctl doesn't know, these fields are left out.
 func TestDump(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("n1")

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// expected has the objects that expect has read from the API server. The method on computes from these objects what a
-// node must enforce.
+// expected has the objects that expect has read from the API server. The method named "on" computes from these objects
+// what a node must enforce.
 type expected struct {
 	engine   *policy.Engine
 	at       enforced.Position
@@ -146,8 +146,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns the short form of the ruleset that the node must have. endpoints are the node's attachments. A pod of the
-// node that has no attachment counts as a pod without addresses.
+// on returns the short form of the ruleset that the node must have. endpoints are the node's attachments. If a pod of
+// the node has no attachment, the pod counts as a pod without addresses.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.ShortForm {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

@@ -50,7 +50,7 @@ func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&f.Parallel, "parallel", defaultParallel, "how many nodes to ask at the same time")
 }
 
-// Cluster returns the cluster of the flags. It sends nothing.
+// Cluster returns a Cluster with the values of the flags. It sends no request.
 func (f *NodeFlags) Cluster() (*Cluster, error) {
 	if f.Parallel < 1 {
 		return nil, Usage(fmt.Errorf("--parallel %d: must be 1 or more", f.Parallel))
@@ -170,7 +170,7 @@ func rank(p *corev1.Pod) int64 {
 	return r
 }
 
-// whyDown returns "" if commands can run in the agent's container.
+// whyDown returns why no command can run in the agent's container. It returns "" if commands can run.
 func whyDown(p *corev1.Pod) string {
 	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		switch state := s.State; {

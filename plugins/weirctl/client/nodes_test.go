@@ -283,7 +283,7 @@ func TestAskAllForbidden(t *testing.T) {
 	}
 }
 
-// TestAskAllEnds: if a node hangs, its time is limited. If ctx ends, AskAll returns the cause.
+// TestAskAllEnds: if a node hangs, its answer is an error after the time Within. If ctx ends, AskAll returns the cause.
 func TestAskAllEnds(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("hangs")

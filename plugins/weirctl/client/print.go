@@ -38,7 +38,7 @@ func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	return printTable(out, func(line printLine) { statusLines(line, s) })
 }
 
-// PrintPods prints the pods, as text one a line.
+// PrintPods prints the pods. As text, it prints each pod on one line.
 func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
 		return PrintJSON(out, pods)
@@ -84,7 +84,7 @@ func podLines(line printLine, pods []agentapi.PodStatus) {
 // computer's, and a clock may have been set back. So a time may be in the future.
 func ago(t time.Time) string {
 	since := time.Since(t)
-	if since <= -2*time.Second { // HumanDuration returns <invalid>
+	if since <= -2*time.Second { // for such a time, HumanDuration returns <invalid>
 		return "in the future"
 	}
 	return duration.HumanDuration(since) + " ago"

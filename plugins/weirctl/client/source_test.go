@@ -146,7 +146,8 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: if pods of files have no addresses, they get some. An empty or missing directory is an error.
+// TestLoadDirectory: if the manifests of pods have no addresses, the pods get made-up addresses. An empty or missing
+// directory is an error.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -176,7 +177,7 @@ func TestLoadDirectory(t *testing.T) {
 			t.Errorf("%s has %v", p.Name, p.Addresses)
 		}
 	}
-	// A Node without a name would stand for the agent's own Node.
+	// Each Node needs a name: a Node without a name would stand for the agent's own Node.
 	for _, n := range c.Nodes {
 		if n.Name == "" || len(n.PodCIDRs) == 0 {
 			t.Errorf("%+v", c.Nodes)

@@ -67,7 +67,7 @@ func TestSourcesAgree(t *testing.T) {
 	if err := json.Unmarshal(sent, &agent); err != nil {
 		t.Fatal(err)
 	}
-	for i := range server.Pods { // only files give a pod without addresses an address
+	for i := range server.Pods { // only loadDirectory makes up an address for a pod that has none
 		o := &server.Pods[i]
 		j := slices.IndexFunc(files.Pods, func(p policy.Pod) bool { return p.Name == o.Name && p.Namespace == o.Namespace })
 		if j >= 0 && len(o.Addresses) == 0 {

@@ -32,8 +32,8 @@ type Printer struct {
 	err    error
 }
 
-// NewPrinter returns a Printer. It uses styles only on a terminal, unless NO_COLOR (no-color.org) is set or TERM is
-// dumb.
+// NewPrinter returns a Printer. It uses styles only if out is a terminal, NO_COLOR (no-color.org) isn't set, and TERM
+// isn't dumb.
 func NewPrinter(out io.Writer) *Printer {
 	f, isFile := out.(*os.File)
 	styled := isFile && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"

@@ -47,9 +47,9 @@ const (
 	agentWaits = 5 * time.Second
 )
 
-// Wait returns when all nodes concerned enforce the object as it was when Wait began, or newer. If ctx ends first,
-// Missing has the reasons. Wait computes the short form that each node must have, and compares it with the agent's
-// answer.
+// Wait returns when all nodes concerned enforce the object as it was when Wait began, or a newer version of it. If ctx
+// ends first, Missing has the reasons. Wait computes the short form that each node must have, and compares it with the
+// agent's answer.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round
@@ -126,7 +126,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	result.UID = pod.UID
 	if pod.NodeName == "" || len(pod.Addresses) == 0 {
 		result.Missing[NoNode] = "the pod has no node or no address yet"
-		return nil, nil //nolint:nilnil // documented
+		return nil, nil //nolint:nilnil // the comment of goal explains nil
 	}
 	delete(result.Missing, NoNode)
 	if first {
@@ -135,8 +135,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the nodes in the map pending whether they enforce the goal. It removes the nodes that do from the
-// map, and writes into result what the other nodes lack.
+// askPending asks the nodes in the map pending whether they enforce the goal. It removes each node that enforces the
+// goal from pending, and writes into result what the other nodes lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {

@@ -13,7 +13,7 @@ type Facts struct {
 	// Kernel is the kernel's release, such as 6.1.0-18-cloud-amd64.
 	Kernel string  `json:"kernel"`
 	Trials []Trial `json:"trials"`
-	// NoTrials says why no feature could be tried. It is empty if they were tried.
+	// NoTrials says why no feature could be tried. It is empty if the features were tried.
 	NoTrials string `json:"noTrials,omitempty"`
 	// Sysctls has values by name, without the sysctls that don't exist.
 	Sysctls map[string]string `json:"sysctls"`
@@ -47,7 +47,7 @@ type Trial struct {
 
 type Feature string
 
-// xtFeature names further features: iptables' matches and targets.
+// The features that Read tries, besides iptables' matches and targets. The function xtFeature names those.
 const (
 	Bridge    Feature = "a bridge with isolated ports"
 	Veth      Feature = "veth"
@@ -91,6 +91,6 @@ type Finding struct {
 	Severity Severity `json:"severity"`
 	// What says in one line what was found.
 	What string `json:"what"`
-	// Mend says in one line how to mend it. It may be empty.
+	// Mend says in one line how to mend the fault. It may be empty.
 	Mend string `json:"mend,omitempty"`
 }

@@ -4,7 +4,7 @@ import "strings"
 
 type network struct {
 	name string
-	// These are patterns of the names that the network uses: see matches.
+	// These are patterns of the names that the network uses. The function matches explains them.
 	links, chains, tables []string
 	severity              Severity
 	mend                  string

@@ -110,7 +110,7 @@ func readConflist(dir, name string) (c Conflist, text []byte) {
 		return c, nil
 	}
 	var list struct{ Name string }
-	_ = json.Unmarshal(text, &list) // Plugins has decoded the text
+	_ = json.Unmarshal(text, &list) // conf.Plugins has decoded the text without an error
 	c.Name, c.Weir = list.Name, conf.LeadsToWeir(text, "10-weir.conflist")
 	return c, text
 }

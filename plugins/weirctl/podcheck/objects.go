@@ -50,8 +50,8 @@ func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, n
 
 const nobody = 65532
 
-// podObject returns a pod that names its node, so it needs no scheduler. The pod ends by itself when the time in the
-// parameter ends is over.
+// podObject returns a pod that names its node, so it needs no scheduler. After the time in the parameter named ends,
+// the pod ends by itself.
 func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
 	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())
 	return &corev1.Pod{

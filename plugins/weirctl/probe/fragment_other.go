@@ -4,5 +4,5 @@ package probe
 
 import "syscall"
 
-// dontFragment does nothing here: only pods need it, and they run Linux.
+// On systems other than Linux, dontFragment does nothing: only pods need it, and pods run Linux.
 func dontFragment(string, string, syscall.RawConn) error { return nil }

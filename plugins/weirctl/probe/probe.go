@@ -88,7 +88,7 @@ func (p Probe) run(ctx context.Context) Result {
 	return Result{OK: true, Answer: answer}
 }
 
-// reason returns the error's text without addresses, because the report names the client and the server anyway.
+// reason returns the error's text without addresses, because the report names the client and the server.
 func reason(err error) string {
 	if failed := (*net.OpError)(nil); errors.As(err, &failed) && failed.Err != nil {
 		err = failed.Err
