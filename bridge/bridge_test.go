@@ -62,7 +62,8 @@ func newNodeFor(t *testing.T, addrs string) node {
 	return node{t, h, b}
 }
 
-// pod adds a port and sets its link up. The guard doesn't allow the port to send yet.
+// pod makes a network namespace with a port of weir0, and sets the port's link up. The guard doesn't let the port send
+// yet.
 func (n node) pod(name, addr string) Port {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -150,7 +151,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w60", "-i0.05", "10.88.0.1")
-	for range 2 { // the second time the guard has no entry to delete
+	for range 2 { // the second call must return nil, although the guard has no entry left
 		if err := ForbidSender(p.Sender()); err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +238,8 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, the guard without its log counts as intact.
+// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, logIfPossible makes the guard without its log, and
+// guardIntact returns true for this guard.
 func TestGuardThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -364,9 +366,9 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link's name isn't the given one, the link must
-// lead to one of the given addresses. Without an index, ShutPeer sets a link down only if it leads to the given
-// namespace.
+// TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link has another name than the given name, the
+// link must lead to one of the given addresses. Without an index, ShutPeer sets a link down only if this link leads to
+// the given namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

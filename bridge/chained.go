@@ -197,9 +197,9 @@ func leadsTo(h netlinksafe.Handle, link netlink.Link, netnsPath string) (bool, e
 	return id >= 0 && link.Attrs().NetNsID == id, nil
 }
 
-// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. It sets
-// the option of this one bridge, because the sysctl would also hold for weir0. Without the module br_netfilter it
-// returns ErrBypassesForward.
+// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. It sets the
+// options of this one bridge, because the sysctl net.bridge.bridge-nf-call-iptables would also apply to weir0. Without
+// the module br_netfilter, it returns ErrBypassesForward.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
 func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
@@ -291,6 +291,6 @@ func DisableIPv6(link string) error { return setAll([]Property{sysctlWithoutIPv6
 // CheckNoIPv6 returns an error if DisableIPv6 wasn't called for the link, or if another program has undone it.
 func CheckNoIPv6(link string) error {
 	s := sysctlWithoutIPv6(link)
-	s.Link = "" // no links were observed
+	s.Link = "" // no links were observed, so Check must not look for the link
 	return s.Check(&Observed{Sysctl: readSysctl})
 }

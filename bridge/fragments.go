@@ -85,7 +85,7 @@ func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	}
 }
 
-// sharedRules limits what all ports together send beyond their own shares.
+// sharedRules limits the fragments that all ports together send beyond their own shares.
 func sharedRules() []nft.Rule {
 	drop := func(l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond

@@ -81,7 +81,6 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	}
 }
 
-// solicitations returns how many neighbour solicitations the link has sent.
 func solicitations(t *testing.T, netns, link string) (sent string) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {
@@ -105,7 +104,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if err := AllowSender(n.pod("old", "10.88.0.2").Sender()); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time there is nothing to do
+	for range 2 { // the second call of Ensure finds nothing to do
 		if _, err := Ensure(0, Gateways(address("10.88.0.3 fd00:10:88::3"))); err != nil {
 			t.Fatal(err)
 		}

@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Ports returns the names of the pods' links on the node.
+// Ports returns the names of the links that weir has made on the node for pods.
 //
 // Equivalent to: ls -d /sys/class/net/weirp*
 func Ports() ([]string, error) {

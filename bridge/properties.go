@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Kind is a kind of property. Repairs are counted by kind.
+// Kind groups properties: the agent counts repairs by kind.
 type Kind string
 
 // KindGuard and KindOverlay count the repairs of the guard and of package overlay, for which there is no Property.

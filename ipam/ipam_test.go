@@ -293,8 +293,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestACrashAfterTheRecord: after a crash in record, the address is free. If another attachment gets the address,
-// Release with the crashed attachment's ID does nothing.
+// TestACrashAfterTheRecord: after a crash in the function record, the address is free. If another attachment then gets
+// the address, Release with the crashed attachment's ID does nothing.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

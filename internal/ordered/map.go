@@ -79,7 +79,7 @@ func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	return key, ok
 }
 
-// First returns the map with the first n keys only.
+// First returns a map with only the first n keys.
 func (m Map[K, V]) First(n int) Map[K, V] {
 	m.root = m.root.first(n)
 	return m
