@@ -148,8 +148,9 @@ func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error
 // peerLink finds the link by its index, because another program may have renamed the link. If the index is 0, peerLink
 // finds the link by its name. It returns nil if the link is gone.
 //
-// If the link with this index has another name, it must lead to one of the addresses. Otherwise it is a later pod's
-// link: a link that moves to the node from another network namespace keeps its index if the node has no such index.
+// If the link with this index has another name, the link must lead to one of the addresses. Otherwise the link is a
+// later pod's: a link that moves to the node from another network namespace keeps its index if the node has no such
+// index.
 func peerLink(h netlinksafe.Handle, hostIf string, index int, addrs []endpoint.Address) (link netlink.Link, err error) {
 	if index == 0 {
 		link, err = h.LinkByName(hostIf)

@@ -203,8 +203,8 @@ func isTCPAnswer() []expr.Any {
 }
 
 // flow loads the key of the set "asked" from a UDP packet: the node's address, the pod's address, the node's port and
-// the pod's port. The parameters are the offsets of these fields in the packet's headers, in bytes. They depend on
-// whether the node or the pod has sent the packet.
+// the pod's port. The parameters are the offsets of these fields in the packet's headers, in bytes. The offsets depend
+// on whether the node or the pod has sent the packet.
 func flow(node, pod, nodePort, podPort uint32) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseNetworkHeader, node, 16, unix.NFT_REG_1),
@@ -214,8 +214,9 @@ func flow(node, pod, nodePort, podPort uint32) []expr.Any {
 	}
 }
 
-// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. It looks up indexes
-// that records of earlier versions of weir lack. It leaves out ports whose links are gone.
+// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. If a record has no
+// index, because an earlier version of weir wrote it, LinkLocalPorts looks the index up. It leaves out ports whose
+// links are gone.
 func LinkLocalPorts(endpoints map[string]endpoint.Endpoint) ([]uint32, error) {
 	var ports []uint32
 	for _, e := range endpoints {
@@ -281,8 +282,8 @@ func AddLinkLocalPorts(ports []uint32) error {
 }
 
 // KeepLinkLocal makes the table "bridge weir-link-local" with exactly these ports, or repairs it. Without ports it
-// deletes the table. If keep is true, ports that the table has already stay. It returns the ports that the table
-// lacked. damaged is true if there was no table, or if its rules were wrong.
+// deletes the table. If keep is true, KeepLinkLocal removes no other ports from the table. It returns the ports that
+// the table lacked. damaged is true if there was no table, or if its rules were wrong.
 func KeepLinkLocal(ports []uint32, keep bool) (lacked []uint32, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

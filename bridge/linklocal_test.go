@@ -11,8 +11,8 @@ import (
 
 var linkLocalPorts = regexp.MustCompile(`elements = \{ ([^}]*) \}`)
 
-// TestKeepLinkLocal: KeepLinkLocal gives the table the wanted ports, reports the ports that the table lacked, and then
-// finds nothing to do.
+// TestKeepLinkLocal: KeepLinkLocal gives the table the wanted ports, and returns the ports that the table lacked. A
+// second call finds nothing to do.
 func TestKeepLinkLocal(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -64,7 +64,7 @@ func TestKeepLinkLocal(t *testing.T) {
 			t.Errorf("step %d: want %s:\n%s", i, step.ports, out)
 		}
 	}
-	for range 2 { // the second time there is a table
+	for range 2 { // the second call finds the table
 		if err := AddLinkLocalPorts([]uint32{a}); err != nil {
 			t.Fatal(err)
 		}

@@ -80,7 +80,7 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	return n, true
 }
 
-// readNeighbours skips the entries of other links, which kernels before 4.4 list too.
+// readNeighbours skips the entries of other links, which kernels before 4.4 also list.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
@@ -136,7 +136,8 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// podMTU returns the MTU of the pair's other end. It returns 0 if that end is gone, or if its namespace is unknown.
+// podMTU returns the MTU of the pair's other end. It returns 0 if the other end is gone, or if the namespace of the
+// other end is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {

@@ -218,8 +218,8 @@ func (o *Observed) readAddresses() error {
 	return nil
 }
 
-// createdAt returns the time from the node's start to the address's creation; 0 if unknown. The kernel counts it in
-// hundredths of seconds (struct ifa_cacheinfo).
+// createdAt returns the time from the node's start to the address's creation; 0 if unknown. The kernel counts this time
+// in hundredths of seconds (struct ifa_cacheinfo).
 func createdAt(m []byte) time.Duration {
 	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
 		if kind == unix.IFA_CACHEINFO && len(value) >= 12 {

@@ -25,7 +25,7 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 const loopback = 1
 
 // ErrMACInUse means that another port, or the bridge, has the MAC. The bridge would send frames for this MAC to only
-// one of them.
+// one of the two.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and a hash of the attachment's ID. It
@@ -44,7 +44,7 @@ type Port struct {
 	Netns     netns.NsHandle
 	MAC       net.HardwareAddr // the MAC of the pod's end
 	Addresses []endpoint.Address
-	Routes    []conf.Route // more routes; a default route here replaces weir's default route of the same family
+	Routes    []conf.Route // the configured routes; a default route replaces weir's default route of the same family
 	Alias     string       // the alias of the node's end, which names the pod
 }
 
@@ -191,7 +191,8 @@ func SetLinkUp(hostIf string) error {
 	return err
 }
 
-// linkWait is how long Start waits at most. On a quiet machine the kernel needs less than a millisecond.
+// linkWait is the longest time that Start waits for the link. On a quiet machine, the kernel activates the link in less
+// than a millisecond.
 const linkWait = time.Second
 
 // Start sets the node's end of the pair up. Then it waits until packets pass the pair in both directions, for at most a

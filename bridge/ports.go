@@ -160,7 +160,7 @@ type forwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind is KindForwarding and not KindNeighbour, although netlink has the same messages for both.
+// Kind is KindForwarding and not KindNeighbour, although netlink has the same messages for both kinds of entries.
 func (f forwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f forwardingEntry) String() string {
@@ -198,7 +198,7 @@ func (f forwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 type neighbour struct {
 	Addr   netip.Addr
 	MAC    net.HardwareAddr
-	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
+	HostIf string // the pod's link on the node; if this link is missing, the entry isn't checked
 }
 
 func (n neighbour) Kind() Kind { return KindNeighbour }

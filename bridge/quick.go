@@ -51,7 +51,7 @@ func (s Sender) quick() []nftables.SetElement {
 	return all
 }
 
-// quickOf returns the elements of quickSet whose MAC and address are those of one of the elements in all.
+// quickOf returns the elements of quickSet that have the MAC and the address of an element in all.
 func quickOf(has senderKeys, all elements) []nftables.SetElement {
 	senders := map[string]bool{}
 	for _, e := range all[guardSets[conf.IPv4]] {

@@ -155,7 +155,8 @@ func discoveryRules() []nft.Rule {
 	}
 }
 
-// forgedRules log frames with a forged sender. They don't log ICMPv6, because each new pod's kernel sends some.
+// forgedRules log frames with a forged sender. They don't log ICMPv6: the kernel of each new pod sends ICMPv6 packets
+// under other addresses than the pod's own.
 func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),

@@ -63,7 +63,7 @@ func typeOf(plugin json.RawMessage) string {
 	return p.Type
 }
 
-// WithAppended returns the list want with plugins from the list have: those that other programs, such as Istio's and
+// WithAppended returns the list want with those plugins of the list have that other programs, such as Istio's and
 // Linkerd's agents, have appended. want is a result of Conflist. If the new list means the same as have, WithAppended
 // returns have.
 func WithAppended(want, have []byte) ([]byte, error) {
@@ -91,8 +91,8 @@ func WithAppended(want, have []byte) ([]byte, error) {
 	return want, nil
 }
 
-// appended returns the plugins after weir in the list, except weir and portmap, which Conflist writes itself. A list
-// that can't be decoded has none.
+// appended returns the plugins after weir in the list, except weir and portmap, which Conflist writes itself. If the
+// list can't be decoded, appended returns nil.
 func appended(list []byte) []json.RawMessage {
 	var l listed
 	if json.Unmarshal(list, &l) != nil {

@@ -34,7 +34,7 @@ const (
 	WrongVariable
 )
 
-// maxQuoted is how many bytes of a value an error quotes.
+// maxQuoted is the largest number of bytes that an error quotes of a value.
 const maxQuoted = 80
 
 // keyError returns an error with the key, the beginning of its value, and the reason.

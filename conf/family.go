@@ -2,7 +2,7 @@ package conf
 
 import "net/netip"
 
-// Family is an IP family. The kernel has sets, tables and chains for each.
+// Family is an IP family. The kernel has separate sets, tables and chains for each family.
 type Family uint8
 
 const (
@@ -13,8 +13,8 @@ const (
 // Families has both families, in the order in which weir handles them.
 var Families = [...]Family{IPv4, IPv6}
 
-// FamilyOf returns the address's family. An IPv4 address in IPv6 form (::ffff:10.88.0.2) counts as IPv6, so
-// callers unmap it first.
+// FamilyOf returns the address's family. An IPv4 address in IPv6 form (::ffff:10.88.0.2) counts as IPv6, so callers
+// must unmap such an address first.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4

@@ -50,7 +50,7 @@ const (
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // packets from a pod's address, but by the wrong link or tunnel
 	// LinkLocalLogPrefix is the log text of LinkLocalTable's rules for packets from pods. LinkLocalInLogPrefix is the
-	// log text of its rules for packets to pods.
+	// log text of the table's rules for packets to pods.
 	LinkLocalLogPrefix   = LogPrefix + "link-local"
 	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
 	// CutLabel is the bit of a connection's label that marks the connection as cut.

@@ -108,7 +108,8 @@ const (
 	SetOfChained
 	SetOfLinks
 	SetOfSenders
-	// SetOfIngress has the pods of one ingress class, or of all ingress classes. SetOfEgress has those of egress classes.
+	// SetOfIngress has the pods of one ingress class, or of all ingress classes. SetOfEgress has the pods of egress
+	// classes.
 	SetOfIngress
 	SetOfEgress
 	SetOfSelves

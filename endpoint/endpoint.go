@@ -59,7 +59,7 @@ type Endpoint struct {
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
 	// Chained means that another plugin made the interface. HostIf is then that plugin's link on the node, and
-	// HostIndex its index. HostIf and MAC are empty, and HostIndex is 0, if they are unknown.
+	// HostIndex is the link's index. If they are unknown, HostIf and MAC are empty, and HostIndex is 0.
 	Chained   bool `json:"chained,omitempty"`
 	HostIndex int  `json:"hostInterfaceIndex,omitempty"`
 	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has none, and nil if

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Windows has no flock. weirctl links this package there, but never locks a record.
+// Windows has no flock. weirctl on Windows contains this package, but never locks a record.
 const (
 	lockEx = 1 << iota
 	lockSh

@@ -17,7 +17,7 @@ import (
 // name is an address, and its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
-// settleTime is how long a file of host-local may exist before the pod has its address.
+// settleTime is how long a file of host-local may exist before the pod has the file's address.
 const settleTime = time.Minute
 
 // hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. When such

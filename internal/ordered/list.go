@@ -11,7 +11,7 @@ type List[K comparable, T any] struct {
 	key     func(*T) K
 	compare func(a, b K) int
 	all     map[K]*T
-	changed map[K]bool // keys whose values have changed since last was made
+	changed map[K]bool // keys whose values have changed since the slice last was made
 	last    []T
 }
 

@@ -76,7 +76,7 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 	return headers, expect, n.Send(headers, expect)
 }
 
-// mostOfAState is how many packets are sent at most in one cluster, so that there is time for many clusters.
+// mostOfAState is the largest number of packets that are sent in one cluster. It leaves time for many clusters.
 const mostOfAState = 200
 
 // TestHasPods: with each backend, HasPods reports whether the set of all pods has entries, after Read and after

@@ -157,7 +157,7 @@ func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr)
 			}
 		}
 	}
-	// A new link drops packets until the kernel's link watch has run, and a new port of a bridge also some time longer.
+	// A new link drops packets until the kernel's link watch has run. A new port of a bridge drops packets even longer.
 	ready := fmt.Sprintf("until ip link show %s | grep -q 'state UP' && ip -n %s link show eth0 | grep -q 'state UP'; "+
 		"do sleep 0.01; done", hostIf, name)
 	if bridgeIf != "" {

@@ -47,7 +47,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: Do returns the reply to each request, and all entries of a list, from the given namespace.
+// TestReplies: Do sends requests in the given namespace, and returns the reply to each request, and all entries of a
+// list.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -19,7 +19,7 @@ import (
 // Connection is an entry of the connection table.
 type Connection struct {
 	// Src opened the connection, and Dst answers. If the destination was translated, as for a Service, Dst and Port are
-	// those of the pod behind the Service.
+	// the address and the port of the pod behind the Service.
 	Src, Dst netip.Addr
 	Proto    uint8
 	Port     uint16 // the port of Dst; 0 for protocols without ports

@@ -2,7 +2,7 @@ package conntrack
 
 import "testing"
 
-// TestHeld: packets in any queue count, and lines that can't be understood count as packets.
+// TestHeld: held returns true if any queue has a packet, or if a line can't be understood.
 func TestHeld(t *testing.T) {
 	for _, tc := range []struct {
 		queues string

@@ -1,7 +1,7 @@
 // Package cut ends connections that the rules no longer allow. It marks them with a conntrack label, and a rule at the
-// beginning of weir's rules drops their packets. If a connection is allowed again, it loses the label. To delete the
-// connection's entry instead would not help: the server's next packet would begin a new connection in the opposite
-// direction.
+// beginning of weir's rules drops their packets. If the rules allow a cut connection again, the package removes the
+// label. To delete the connection's entry instead would not help: the server's next packet would begin a new connection
+// in the opposite direction.
 //
 // Invariants:
 //   - If the rules change during a walk, the walk changes no connection on which the old and the new rules disagree.

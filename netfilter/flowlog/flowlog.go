@@ -116,8 +116,8 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets since Make were not logged because of the limit. The second result is false if the
-// table doesn't exist.
+// Beyond returns the number of packets since Make that were not logged, because they were beyond the limit. The second
+// result is false if the table doesn't exist.
 //
 // Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {

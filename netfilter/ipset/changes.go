@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change adds an entry to a set, or deletes the entry if Delete is true. If an added entry already exists, its comment
-// and mark are replaced.
+// Change adds an entry to a set, or deletes the entry if Delete is true. If an added entry already exists, the entry's
+// comment and mark are replaced.
 type Change struct {
 	Set    string
 	Entry  Entry
@@ -131,8 +131,8 @@ func mapError(err error) error {
 }
 
 // request returns the netlink request for a command on one entry. It doesn't use the requests of the netlink library,
-// for two reasons. The library's requests contain a protocol, which bitmap:port sets refuse since Linux 5.2. And they
-// take many times the memory, because each attribute is an object.
+// for two reasons. The library's requests contain a protocol, which bitmap:port sets refuse since Linux 5.2. And the
+// library's requests take many times the memory, because each attribute is an object.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	body := make([]byte, 0, 128)
 	body = append(body, unix.AF_UNSPEC, nl.NFNETLINK_V0, 0, 0)
