@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// stat identifies a version of a file: as long as stat is equal, the file hasn't changed.
+// stat identifies a version of a file: if two stats of a file are equal, the file has not changed in between.
 type stat struct {
 	dev, ino     uint64
 	size         int64

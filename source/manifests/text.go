@@ -175,8 +175,8 @@ var harmlessKinds = func() map[string]bool {
 
 var alreadySet = regexp.MustCompile(`already set`)
 
-// duplicatesInYAML returns the paths of the fields that are given twice, which YAML allows. Readers of YAML use the
-// last value.
+// duplicatesInYAML returns the paths of the fields that are given twice. Readers of YAML may accept such fields, and
+// then use the last value.
 func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {

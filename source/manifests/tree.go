@@ -26,8 +26,8 @@ type tree struct {
 }
 
 // walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts the
-// subdirectories of a ConfigMap as links. It doesn't follow a link to a directory above. It returns an error only if
-// root can't be listed.
+// subdirectories of a ConfigMap as links. It doesn't follow a link to a directory that contains the link. It returns an
+// error only if root can't be listed.
 //
 // Equivalent to: find -L ROOT -name '..?*' -prune -o ! -type d ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o
 // -iname '*.json' \) -print

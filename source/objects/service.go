@@ -53,7 +53,8 @@ func Service(o *corev1.Service) policy.Service {
 		port := policy.ServicePort{
 			Name: p.Name, Proto: protocol(p.Protocol), Port: uint16(p.Port), Target: p.TargetPort, NodePort: uint16(p.NodePort),
 		}
-		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // by default, the port
+		// If a Service has no targetPort, the API uses the Service's port.
+		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") {
 			port.Target = intstr.FromInt32(p.Port)
 		}
 		s.Ports = append(s.Ports, port)

@@ -75,7 +75,7 @@ func TestDocumentedPaths(t *testing.T) {
 	}
 }
 
-// everything returns the paths, from the root, of all files except those in .git and bin.
+// everything returns the paths of all files below the root, except those in .git and bin.
 func everything(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {

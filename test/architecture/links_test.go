@@ -46,7 +46,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: no package links a package that promises forbids for its folder.
+// TestLinks: no package links a package that the list promises forbids for the package's folder.
 func TestLinks(t *testing.T) {
 	deps := dependencies(t)
 	for _, p := range promises {
@@ -84,11 +84,12 @@ var harmless = []string{
 
 var harmlessFolders = []string{"k8s.io/api", "k8s.io/apimachinery"}
 
-// harmlessOfNet has the names of the package net that a pure package may use. They read and write a MAC as text.
+// harmlessOfNet has the names of the package net that a pure package may use. These names only convert a MAC to and
+// from text.
 var harmlessOfNet = []string{"HardwareAddr", "ParseMAC"}
 
-// TestPure: a pure package links only pure packages of weir's own, and no drivers. It directly imports only harmless
-// packages.
+// TestPure: of weir's own packages, a pure package links only pure ones. It links no drivers, and directly imports only
+// harmless packages.
 func TestPure(t *testing.T) {
 	deps := dependencies(t)
 	found := map[string]bool{}

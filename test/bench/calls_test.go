@@ -45,7 +45,7 @@ func call(name string, number uintptr, args ...uintptr) (int, error) {
 		switch errno {
 		case 0:
 			return int(r), nil
-		case unix.EINTR: // Go's scheduler sends signals to stop the thread, until the thread stops
+		case unix.EINTR: // Go's scheduler sends signals until the thread pauses
 			runtime.Gosched()
 		default:
 			return 0, os.NewSyscallError(name, errno)

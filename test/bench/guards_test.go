@@ -39,7 +39,8 @@ const (
 	usual = "meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 "
 	// unusual has the rules at the end of the guard's chain.
 	unusual = "iifname != \"weirp*\" accept\n meta protocol arp accept\n counter drop"
-	// netdevGroup is the group of links whose frames have already been checked by a chain at the link.
+	// netdevGroup is the group of links with a chain of their own. This chain checks a frame before the bridge's chain
+	// does.
 	netdevGroup = 77
 )
 
@@ -55,7 +56,7 @@ func inBridge(sets, rules string) string {
 		"\nchain ports { type filter hook prerouting priority -300; policy accept;\n" + rules + "\n}\n}\n"
 }
 
-// pastTable returns the table weir-ports of the family, which drops packets that have bypassed the bridge.
+// pastTable returns the family's table weir-ports. This table drops packets that have bypassed the bridge.
 func pastTable(family string) string {
 	return "table " + family + " weir-ports {\nchain prerouting { type filter hook prerouting priority -450;\n" +
 		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"

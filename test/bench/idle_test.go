@@ -154,7 +154,7 @@ func countChanges(t *testing.T) *atomic.Int64 {
 			}
 			for _, m := range msgs {
 				neighbour := m.Header.Type == unix.RTM_NEWNEIGH || m.Header.Type == unix.RTM_DELNEIGH
-				if !neighbour || m.Data[8]&unix.NUD_PERMANENT != 0 { // the field ndm_state
+				if !neighbour || m.Data[8]&unix.NUD_PERMANENT != 0 { // the field ndm_state of a neighbour
 					count.Add(1)
 				}
 			}

@@ -206,7 +206,7 @@ func (f *flows) awaitLast(number int) time.Time {
 	}
 }
 
-// turn measures changes with pauses and changes in a row, in milliseconds.
+// turn returns how many milliseconds changes take: changes with pauses between them, and changes in a row.
 func (f *flows) turn() map[string][]float64 {
 	f.Helper()
 	took := map[string][]float64{}

@@ -98,7 +98,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	n.Manifest("small.yaml", small[:strings.LastIndex(small, "---")])
 	n.Reach(client, server.IP+":80", false)
 	var out string
-	// For a moment, both files have the policy, and the agent reports this as a problem.
+	// For a moment, small.yaml and deny.yaml both have the policy, and the agent reports this as a problem.
 	n.Eventually("the agent is ready, and the namespace that needs little has no problem", func() (err error) {
 		if out, err = n.Ctl("status"); err != nil {
 			return err

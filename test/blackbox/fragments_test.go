@@ -71,7 +71,8 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	}
 	came := 0
 	for buf := make([]byte, 64<<10); came < count; came++ {
-		if err := box.conn.SetReadDeadline(time.Now().Add(10 * silence)); err != nil { // a busy machine is slow
+		// On a busy machine, a datagram may be late.
+		if err := box.conn.SetReadDeadline(time.Now().Add(10 * silence)); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := box.conn.ReadFrom(buf); errors.Is(err, os.ErrDeadlineExceeded) {

@@ -49,7 +49,8 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 	})
 }
 
-// TestStatusWithoutAgentAndIpset: if no agent answers on a node that has no ipset, weirctl status says both.
+// TestStatusWithoutAgentAndIpset: on a node without an agent and without ipset, weirctl status says that no agent
+// answers, and that the sets can't be read.
 func TestStatusWithoutAgentAndIpset(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -69,7 +69,8 @@ type moves struct {
 func newMoves(t *testing.T) *moves {
 	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
 	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
-	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP", "iptables-legacy -P FORWARD DROP") // Docker does one of these
+	// Docker sets this policy in the flavour of iptables that it uses.
+	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP", "iptables-legacy -P FORWARD DROP")
 	m.kubeProxy("iptables")
 	m.startAuto()
 	m.uses("iptables")
@@ -92,8 +93,8 @@ func (m *moves) startAuto() {
 	m.SpawnAgent("--source", "dir:"+m.Manifests, "--backend", "auto", "--backend-settle", settle)
 }
 
-// kubeProxy makes the chains or the table that kube-proxy has with the backend. Then it removes those of the other
-// backend.
+// kubeProxy makes the chains or the table that kube-proxy has with the backend. Then it removes what kube-proxy has
+// with the other backend.
 func (m *moves) kubeProxy(backend string) {
 	m.Helper()
 	if backend == "nftables" {
@@ -467,7 +468,7 @@ func TestChoosesWithoutXtables(t *testing.T) {
 	})
 }
 
-// TestNoBackendWorks: if no backend works, the agent isn't ready, names what the node lacks, and no pod starts. When a
+// TestNoBackendWorks: if no backend works, the agent isn't ready, the status says why, and no pod starts. When a
 // backend works, the agent uses it without a restart.
 func TestNoBackendWorks(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

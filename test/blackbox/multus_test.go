@@ -52,7 +52,7 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: if pods have a second interface, policies apply to both.
+// TestASecondInterface: if pods have a second interface, policies apply to both interfaces.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -74,8 +74,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: one Node claims addresses or networks of others. Every agent reports only this Node, and the pods of
-// the other nodes still reach each other.
+// TestHostileNode: one Node claims addresses or networks of other Nodes. Every agent reports only this Node, and the
+// pods of the other nodes still reach each other.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -61,7 +61,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, p := range []*nodetest.Pod{b, c} { // after cleaning up p, the agent has looked at all attachments
+	for i, p := range []*nodetest.Pod{b, c} { // once p is cleaned up, the agent has also looked at pod a
 		nodetest.DelNS(t, p.Netns)
 		n.Eventually("the agent takes away pod "+p.Name, func() error {
 			if got := addresses(t); strings.Contains(got, p.IP) || links() != 1-i {
@@ -70,7 +70,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 			return nil
 		})
 	}
-	// The agent releases a pod's address before it removes the record.
+	// The agent releases a pod's address before it removes the pod's record, so wait for the records.
 	n.Eventually("only the record of the attachment whose DEL goes on is left", func() error {
 		if ending, _ := filepath.Glob("/run/weir/endpoints/*.ending"); len(ending) != 1 {
 			return fmt.Errorf("the records of attachments that end are %v", ending)

@@ -226,7 +226,7 @@ func testRefused(t *testing.T, r refusal) {
 	n.StartAgent()
 	began := time.Now()
 	web := n.AddPod("shop", "web")
-	most := max(10*time.Second, 20*time.Since(began)) // limit for three pods: higher if one was slow
+	most := max(10*time.Second, 20*time.Since(began)) // the time that three pods may take
 	n.Serve(web.Netns, "tcp", ":80")
 	n.Serve(web.Netns, "tcp", ":1234")
 	if r.before != nil {

@@ -12,8 +12,8 @@ import (
 func TestALinkThatIsRenamedBehindPtp(t *testing.T)    { aLinkThatIsRenamed(t, "ptp") }
 func TestALinkThatIsRenamedBehindBridge(t *testing.T) { aLinkThatIsRenamed(t, "bridge") }
 
-// aLinkThatIsRenamed checks that a pod stays isolated if another program renames its link on the node. The agent may
-// end an attachment only if its link is gone, and a renamed link isn't gone.
+// aLinkThatIsRenamed checks that a pod stays isolated if another program renames the node's end of the pod's link. The
+// agent may end an attachment only if its link is gone, and a renamed link isn't gone.
 func aLinkThatIsRenamed(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

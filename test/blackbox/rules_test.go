@@ -171,7 +171,7 @@ func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 		hostOf(linkLocalOf(n, server.Netns, "eth0")): "2001:db8::2",
 	}
 	own := map[string]string{server.IP: "192.0.2.2", server.IP6: "2001:db8::2"}
-	isOwn := func(src string) bool { return own[src] != "" } // a packet from another address may come late
+	isOwn := func(src string) bool { return own[src] != "" } // packets from other addresses may come late
 	for src, dst := range foreign {
 		n.Eventually("a packet from "+src+" arrives", func() error {
 			send(src, dst)
@@ -360,7 +360,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// The script of a firewall may write the chain anew while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	if flavour == "nft" { // of legacy tables, the kernel reports no changes, so weir is slower than a script
+	if flavour == "nft" { // the kernel doesn't report changes of legacy tables, so weir would be slower there
 		nodetest.RunEach(t, four+" -F FORWARD")
 		n.Eventually("weir's rules are back before a slow script has added its own", func() error {
 			if rules := nodetest.Run(t, "iptables-nft", "-S", "FORWARD"); !strings.Contains(strings.ToLower(rules), "weir") {

@@ -92,7 +92,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 	n.AddPod("ns-1", "two")
 }
 
-// TestNoRoomIsLeft: if /run/weir has no space or no inodes left, no pod can start, and the agent says so. The agent
+// TestNoRoomIsLeft: if /run/weir has no space or no inodes left, no pod can start, and the agent reports why. The agent
 // still renews its heartbeat.
 func TestNoRoomIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

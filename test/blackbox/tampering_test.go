@@ -181,7 +181,8 @@ func TestRemovedFiles(t *testing.T) {
 	n.Eventually("the agent has deleted all that it doesn't need", func() error { return unneeded(n, name) })
 	before, setsBefore := files(), sets()
 
-	// The agent looks for its files every ten seconds. It is stopped, so that it doesn't make them again before ADD.
+	// The agent looks for its files every ten seconds. The test stops the agent, so that the files are still missing when
+	// ADD runs.
 	signal := func(s unix.Signal) {
 		t.Helper()
 		if err := unix.Kill(n.AgentPID(), s); err != nil {

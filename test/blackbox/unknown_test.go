@@ -110,7 +110,7 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 }
 
 // TestATableThatIptablesCallsIncompatible: if iptables-save leaves out a table because of a rule of nft, weir doesn't
-// take the table for empty.
+// treat the table as empty.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -406,7 +406,8 @@ func TestStoppedAgent(t *testing.T) {
 	asked.Wait()
 }
 
-// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix say so, and diff refuses to compare.
+// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix name the manifest, and diff refuses to
+// compare.
 func TestGapsOfTheAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -25,7 +25,7 @@ func TestLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	flood := n.sendFrom(n.flood)
-	const most = 2_000_000 // packets
+	const most = 2_000_000
 	end := flood.flood(1e6)
 	n.Eventually("the kernel drops copies of packets", func() error {
 		if drops := socketDrops(n); drops == 0 && flood.sent.Load() < most {

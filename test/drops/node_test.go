@@ -117,7 +117,7 @@ func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error)
 	n.Helper()
 	var sent time.Time
 	n.Eventually("the lines stand for all packets", func() error {
-		if time.Since(sent) > 5*time.Second { // longer than a line may take
+		if time.Since(sent) > 5*time.Second { // a line takes less time than this
 			if err := sender.send(1); err != nil {
 				return err
 			}

@@ -63,8 +63,7 @@ func TestPaired(t *testing.T) {
 		}
 	}
 	for _, k := range kinds {
-		// The lower quartile is compared too, because other programs on a busy machine delay the quickest samples the
-		// least.
+		// The lower quartile is printed too: other programs on a busy machine delay the quickest samples least.
 		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
 		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
 			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))

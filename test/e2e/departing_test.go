@@ -53,7 +53,8 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 may delete the policies first by itself. Later versions usually don't (KEP-5080).
+	// Kubernetes before 1.33 may itself delete the policies before the pods. Later versions usually delete the pods first
+	// (KEP-5080).
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

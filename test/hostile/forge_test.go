@@ -62,7 +62,7 @@ func (f *forge) ownName(stacks ...stack) bool {
 			return f.w.has6
 		}
 	}
-	return f.w.has4 // ARP
+	return f.w.has4 // ARP belongs to IPv4
 }
 
 // own adds a frame with E's own address as the sender. If E has no address of the family, the frame counts as forged.

@@ -109,7 +109,7 @@ func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4,
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
-		append(marker, 1, 0)...) // 24 bytes
+		append(marker, 1, 0)...) // the whole header has 24 bytes
 }
 
 func (f *forge) errors(flows []flow) {

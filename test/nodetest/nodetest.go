@@ -54,7 +54,7 @@ func Isolated(t *testing.T) bool {
 		args = append(args, fmt.Sprint("-test.timeout=", max(time.Until(deadline)*9/10, time.Second)))
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
-	// This process itself reads the variable, so that go test doesn't reuse a cached result of another backend.
+	// os.Getenv reads the variable in this process, so that go test reuses no cached result of another backend.
 	cmd.Env = append(os.Environ(), inside+"="+t.Name(), backendEnv+"="+os.Getenv(backendEnv))
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC,
@@ -122,8 +122,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread must return to its own namespace: Go never ends the first thread of a process. This thread may be the
-	// first one, and would keep the new namespace in use.
+	// The thread must return to its own namespace. Go never ends the first thread of a process: if this thread is the
+	// first one, it would keep the new namespace in use.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()

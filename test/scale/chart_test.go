@@ -22,7 +22,7 @@ type chart struct {
 type curve struct {
 	name   string
 	dashed bool
-	points [][2]float64 // numbers of pods, and values
+	points [][2]float64 // pairs of a number of pods and a value
 }
 
 func charts(r *runs) []chart {

@@ -85,7 +85,7 @@ func (n *node) until(netns, source string, allowed bool, change func() time.Time
 type probe struct {
 	*node
 	conn net.Conn
-	sent []time.Time // by number
+	sent []time.Time // when each packet was sent, by the packet's number
 }
 
 // awaitRun sends packets until holds packets in a row have arrived. If arrive is false, the packets must be dropped
@@ -119,9 +119,10 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row finds the longest row of packets, up to the last one, that have all arrived. If arrive is false, none of them may
-// have arrived. first is the number of the row's first packet. ok is true if the row has at least holds packets. The
-// last packets don't count while they may still be on their way.
+// row looks at the packets from the last one backwards, and finds the longest row of packets that have arrived. If
+// arrive is false, it finds the longest row of packets that have not arrived. first is the number of the row's first
+// packet. ok is true if the row has at least holds packets. The last packets don't count while they may still be on
+// their way.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()
@@ -130,7 +131,7 @@ func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	for i := len(p.sent) - 1; i >= from; i-- {
 		arrived := p.arrivals.seen[uint64(i)]
 		if !arrived && length == 0 && now.Sub(p.sent[i]) < late {
-			continue // it may still be on its way
+			continue // the packet may still be on its way
 		}
 		if arrived != arrive {
 			break

@@ -22,7 +22,7 @@ import (
 // cpuTime returns the CPU time of a process and its ended children, in seconds.
 func cpuTime(t testing.TB, pid int) float64 {
 	t.Helper()
-	// The clock of a process counts nanoseconds (clock_getcpuclockid(3)), and /proc only ticks.
+	// The clock of a process counts nanoseconds (clock_getcpuclockid(3)), but /proc counts only ticks.
 	var own unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &own); err != nil {
 		t.Fatalf("read the CPU time: %v", err)

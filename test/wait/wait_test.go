@@ -228,7 +228,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 	w.server.Put(pod)
 	p := n.AddPod(namespace, name)
-	w.server.Update(pod, func(o apiserver.Object) { // as kubelet does
+	w.server.Update(pod, func(o apiserver.Object) { // kubelet writes the pod's status after ADD
 		o.(*corev1.Pod).Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: p.IP}}}
 	})
 	w.pods[policy.Name{Namespace: namespace, Name: name}] = p

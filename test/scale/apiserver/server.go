@@ -23,12 +23,11 @@ type Object interface {
 	metav1.Object
 }
 
-// At returns the i-th object, without a resource version. beat selects the contents of the object's status. No policy
-// depends on these contents.
+// Base makes the objects of one kind that exist from the beginning.
 type Base interface {
 	Len() int
-	// At returns the i-th object, without a resource version. beat selects contents of the status on which no policy
-	// depends.
+	// At returns the i-th object, without a resource version. beat selects the contents of the object's status. No policy
+	// depends on these contents.
 	At(i int, beat uint32) Object
 	// Find returns the index of the object. ok is false if there is none.
 	Find(name types.NamespacedName) (int, bool)
@@ -225,9 +224,9 @@ func (s *Server) of(o Object) *resource {
 // of open watches.
 type Sent struct {
 	Changes int64
-	// Events is the number of events after the watches' initial ones. Bytes is their size before TLS.
+	// Events is the number of events, without the initial events of watches. Bytes is their size before TLS.
 	Events, Bytes int64
-	// Listed is when the server last wrote the end of a list or of initial events, or zero.
+	// Listed is when the server last wrote the end of a list or of initial events. It is zero before the first such end.
 	Listed  time.Time
 	Watches int
 }

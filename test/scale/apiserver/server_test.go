@@ -87,7 +87,7 @@ func TestBookmarks(t *testing.T) {
 	}
 }
 
-// TestForgets: a watch that needs events which the server has forgotten is refused.
+// TestForgets: if the server has forgotten events that a watch needs, it refuses the watch.
 func TestForgets(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 100, bookmarks: time.Minute})
 	for i := range 100 {

@@ -44,7 +44,8 @@ func serve(t *testing.T, c *Cluster, contentType string) (*apiserver.Server, kub
 	return s, client
 }
 
-// TestReflector: client-go lists all objects and follows each change, in both formats, with and without WatchList.
+// TestReflector: client-go lists all objects and follows each change, as JSON and as protobuf, with and without
+// WatchList.
 func TestReflector(t *testing.T) {
 	for _, contentType := range []string{runtime.ContentTypeProtobuf, runtime.ContentTypeJSON} {
 		for _, watchList := range []bool{true, false} {
@@ -192,8 +193,8 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: clusters of all sizes have the same pods on the measured node, and the same policies. Find finds each pod
-// of a cluster by its name.
+// TestLocal: in clusters of all sizes, the measured node has the same pods, and the first namespaces have the same
+// policies. Find finds each pod of a cluster by its name.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()
