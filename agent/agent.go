@@ -102,7 +102,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer links.Close()
 	a := newAgent(o, backend, links)
-	defer func() { a.backend.Close() }() // the backend at the end; the loop may have replaced the first one
+	defer func() { a.backend.Close() }() // the loop may have replaced the first backend
 	if err := a.begin(name, chosen); err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // auditEvaluator finds the connections that audited policies would drop. The kernel can't find them: a node's rules
-// are only about the node's own pods, and policies at the other end may drop the connection anyway.
+// cover only the node's own pods, and policies at the other end may drop the same connection.
 type auditEvaluator struct {
 	cache    verdict.Cache
 	networks podNetworks
@@ -26,9 +26,9 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only returns the lines without some of those with the reason ByAudit. It leaves out a line about packets that the
-// audited policies would not drop, because the rules of audited policies log such packets too. It also leaves out a
-// line that the agent can't evaluate. The packets of that line count as unevaluated.
+// only is a filter for lines with the reason ByAudit. It removes a line about packets that the audited policies would
+// not drop, because the rules of audited policies log such packets too. It also removes a line that the agent can't
+// evaluate, and counts the line's packets as unevaluated.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -62,7 +62,7 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 }
 
 // lacksPod reports whether one of the line's addresses is in the pods' networks, but belongs to no known pod or node.
-// The pod may have ended since the packet. A proposed rule must not name such an address, because another pod may get
+// The pod with the address may have ended. A proposed rule must not name such an address, because another pod may get
 // the address.
 func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Line) bool {
 	return slices.ContainsFunc([]netip.Addr{l.Flow.Source(), l.Flow.Destination()}, func(a netip.Addr) bool {

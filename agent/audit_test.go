@@ -185,8 +185,8 @@ func TestAuditSumsBoundLabels(t *testing.T) {
 	}
 }
 
-// TestAuditWithoutAPod: if a pod has ended since its packet, the agent can't evaluate the line. Addresses of nodes, and
-// of hosts outside of the pods' networks, belong to no pod.
+// TestAuditWithoutAPod: the agent doesn't evaluate a line with the address of an ended pod. It does evaluate a line
+// with the address of a node, or of a host outside of the pods' networks.
 func TestAuditWithoutAPod(t *testing.T) {
 	at := netip.MustParseAddr
 	s := &snapshot{nodes: []policy.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}}}
@@ -205,15 +205,15 @@ func TestAuditWithoutAPod(t *testing.T) {
 	}
 }
 
-// TestAuditWaitsForTheLoop: the agent also evaluates connections if the loop is busy for some seconds. If the loop is
-// busy for longer, the connections count as unevaluated.
+// TestAuditWaitsForTheLoop: the agent evaluates connections even if the loop is busy for some seconds. If the loop is
+// busy for a minute, the connections count as unevaluated.
 func TestAuditWaitsForTheLoop(t *testing.T) {
 	for busy, want := range map[time.Duration]uint64{4 * time.Second: 0, time.Minute: 1} {
 		synctest.Test(t, func(t *testing.T) {
 			a := &agent{events: make(chan event), metrics: &metrics{audits: newAuditSums()}}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			go func() { // the loop
+			go func() { // stands in for the agent's loop
 				select {
 				case <-time.After(busy):
 					(<-a.events).(stateWanted).answer <- policy.State{}

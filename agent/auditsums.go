@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	// The kinds of connections have a limited room: maxAudited for all kinds together, and maxAuditedEach for the kinds
-	// of one namespace. A kind takes 1, and 1 more for each labelRoom bytes of its policies and labels.
+	// maxAudited limits the room for all kinds of connections together, and maxAuditedEach the room for the kinds of
+	// one namespace. A kind takes one unit of room, and one more unit for each labelRoom bytes of its policies and
+	// labels.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -106,7 +107,7 @@ func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLab
 
 func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }
 
-// addRoom adds to the room that the kind, its namespace and all kinds take. A negative number reduces it.
+// addRoom adds room to the room of all kinds, and to the room of the kind's namespace. room may be negative.
 func (s *auditSums) addRoom(k auditKind, room int) {
 	s.room += room
 	if s.each[k.namespace()] += room; s.each[k.namespace()] == 0 {
@@ -179,7 +180,7 @@ func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) boo
 		Since: s.since, Audited: []string{}, Dropped: []agentapi.AuditedTraffic{}, Unevaluated: s.unevaluated,
 	}
 	for _, kind := range ended {
-		if t := s.kinds[kind]; t != nil && t.Count == all[kind].Count { // no connection was added meanwhile
+		if t := s.kinds[kind]; t != nil && t.Count == all[kind].Count { // no connection was added since copyKinds
 			s.forget(kind)
 		}
 	}
@@ -219,7 +220,7 @@ func (s *auditSums) addresses() []netip.Addr {
 
 var errBusy = errors.New("the agent is busy with a large change; ask again")
 
-// serveAudit evaluates the connections anew, because a policy may allow them by now.
+// serveAudit leaves out recorded connections that the policies allow by now.
 func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if !a.explainer.begin(r.Context()) {
 		return

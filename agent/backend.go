@@ -45,9 +45,9 @@ type Backend interface {
 	// PutFirst puts weir's jumps before the rules of other programs, and changes nothing else. The agent calls it when
 	// the kernel's state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
-	// KeepClosed protects the pods while no ruleset can be compiled yet. If a family's chains are complete, it only puts
-	// their jumps first. To the other families, it applies the ruleset closed, in which no pod is in a class. fell has
-	// these other families.
+	// KeepClosed protects the pods while no ruleset can be compiled yet. For a family with complete chains, it only
+	// puts the family's jumps first. For any other family, it applies the parameter closed, a ruleset in which no pod
+	// is in a class. fell lists these other families.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error)
 	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
 	// changes nothing.
@@ -68,6 +68,6 @@ type Backend interface {
 	// true, in ascending order.
 	Knows(generation uint32) bool
 
-	// Close disconnects. The rules stay in the kernel.
+	// Close disconnects from the kernel. weir's rules stay in the kernel.
 	Close()
 }

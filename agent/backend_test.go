@@ -114,7 +114,8 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
 }
 
-// TestReconcileAndItsBackend checks the order of the agent's calls to its backend, and the answers to plugins.
+// TestReconcileAndItsBackend: the agent calls its backend's methods in the right order, and answers plugins only after
+// Apply has succeeded.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -198,8 +199,8 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	reconcile(netfilter.All, "Read", "Apply")
 }
 
-// TestLargePoliciesTakeSeveralRounds: if a policy with large sets comes after the first ruleset, each round applies a
-// part of its sets.
+// TestLargePoliciesTakeSeveralRounds: if a policy with large sets comes after the first ruleset, each round applies
+// only a part of these sets.
 func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -239,7 +240,7 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	now.Policies = append(slices.Clone(was.Policies), large("first and second"))
 	a.takeUpdate(policy.Difference(was, now), nil)
 	rounds := 0
-	// On a slow machine, a round makes fewer entries in its time, so many rounds may follow.
+	// A round has limited time. On a slow machine it makes fewer entries, so the test allows 1000 rounds.
 	for ; a.cluster.engine.Changed() && rounds < 1000; rounds++ {
 		if u := a.cluster.engine.NextUnparsed(); u != nil {
 			u.Parse()
@@ -255,7 +256,7 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	}
 }
 
-// TestAChoiceThatGoesBack: if the choice goes back to the backend in use, the fault of the failed move ends.
+// TestAChoiceThatGoesBack: after a failed move, the backend in use is chosen. The fault of the failed move ends.
 func TestAChoiceThatGoesBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -271,7 +272,7 @@ func TestAChoiceThatGoesBack(t *testing.T) {
 }
 
 // TestAMoveBeginsWithoutRemains: if an earlier agent was killed during a move, the next agent first removes the remains
-// of the chosen backend, and then moves. If the removal fails, the agent moves all the same.
+// of the chosen backend, and then moves. If the removal fails, the agent still moves.
 func TestAMoveBeginsWithoutRemains(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -335,7 +336,7 @@ func TestLeftoversRefusePods(t *testing.T) {
 }
 
 // TestStraysOfIPv6KeepItsRules: while the kernel has IPv6 addresses of pods, the ruleset has rules for IPv6, even if no
-// record has such an address: a pod behind another plugin may have lost its record.
+// record has an IPv6 address. The record of a chained attachment may be lost.
 func TestStraysOfIPv6KeepItsRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -351,8 +352,8 @@ func TestStraysOfIPv6KeepItsRules(t *testing.T) {
 	}
 }
 
-// TestBegin: if the plugin already reads the name of the agent's backend, begin keeps the name. Otherwise begin removes
-// the name that an earlier agent wrote, even if no backend works, and the plugin denies new pods in both backends.
+// TestBegin: if the plugin reads the name of the agent's backend, begin keeps the name. If the plugin reads another
+// name, or no backend works, begin removes the name. Without a name, the plugin denies new pods in both backends.
 func TestBegin(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

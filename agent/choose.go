@@ -36,7 +36,7 @@ type trial struct {
 func newChooser(o Options) *chooser {
 	return &chooser{
 		Options: o, trials: map[conf.Backend]trial{},
-		turn: func(conf.Backend) sync.Locker { return nil }, // no loop runs yet
+		turn: func(conf.Backend) sync.Locker { return nil }, // trials need no lock before the loop runs
 	}
 }
 
@@ -136,8 +136,8 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 	return ""
 }
 
-// first returns the choice at the agent's start, and the backend to start with. If only the other backend's rules are
-// complete in the kernel, the agent starts with the other backend and moves later. A move harms no connection.
+// first returns the choice at the agent's start, and the backend to start with. If the kernel has complete rules of
+// only the backend that isn't chosen, the agent starts with that backend and moves later. A move harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {
@@ -166,7 +166,7 @@ func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chos
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // List leaves out broken records
+	records, _ := endpoint.List() // the readable records are enough
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}
@@ -187,7 +187,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // since when the choice is the backend in last; zero while the loop knows the choice
+	var since time.Time // when the backend in last became the choice; zero while the loop knows the choice
 	var last conf.Backend
 	for {
 		select {

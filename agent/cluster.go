@@ -16,7 +16,7 @@ import (
 //
 // Invariants:
 //   - engine has the source's objects, with only the accepted claims of the Nodes.
-//   - A looked-up pod replaces the source's pods of its name in engine. Meanwhile, hidden has the source's pods.
+//   - In engine, a looked-up pod replaces the source's pods of its name. hidden keeps the replaced pods.
 type clusterView struct {
 	node       string // the name of this node's Node
 	engine     *policy.Engine
@@ -115,8 +115,8 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the pod can be put into its classes. If the source has no pod of the name, a workload that
-// makes such pods is enough.
+// knows reports whether the pod can be put into its classes. If the source has no pod of this name, a workload that
+// makes pods with such names is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -188,7 +188,7 @@ func (a *agent) takeParsed(p *policy.Unparsed) work {
 	return work{}
 }
 
-// lookupWaiting looks up the pods whose plugins wait, and that the source's first report lacks.
+// lookupWaiting looks up pods that the source's first report lacks, if their plugins wait for an answer.
 func (a *agent) lookupWaiting() {
 	for _, w := range a.enrolments.waiting {
 		if ep, ok := a.records.endpoints[w.id]; ok && !a.cluster.knows(ep) {

@@ -82,7 +82,7 @@ func overtaken(own string) error {
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(dir, f.Name()))
-		if errors.Is(err, fs.ErrNotExist) { // it was removed just now
+		if errors.Is(err, fs.ErrNotExist) { // the file was removed after ReadDir
 			continue
 		}
 		if err != nil {

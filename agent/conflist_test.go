@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// newConflistAgent returns an agent that has a plan. The agent doesn't run: it writes the file when the test calls
-// writeConflist.
+// newConflistAgent returns an agent that knows the node's address and MTU. The agent doesn't run. It writes the file
+// when the test calls writeConflist.
 func newConflistAgent(t *testing.T) *agent {
 	t.Helper()
 	nodetest.Outside(t)
@@ -90,8 +90,8 @@ func TestConflist(t *testing.T) {
 	}
 }
 
-// TestConflistOfOthers: if the runtime would use another network's file, that is a fault until the file is gone. Files
-// that the runtime doesn't use, and files that lead to weir, are no fault.
+// TestConflistOfOthers: if the runtime would use another network's file, that is a fault until the file is gone. A file
+// that the runtime doesn't use is no fault. Neither is a configuration of Multus whose cluster network is weir.
 func TestConflistOfOthers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -112,7 +112,7 @@ func TestConflistOfOthers(t *testing.T) {
 	if err := a.writeConflist(); err != nil {
 		t.Fatal(err)
 	}
-	a.kernel.lastSync = time.Now() // nothing else keeps the agent from being ready
+	a.kernel.lastSync = time.Now() // so only the runtime's fault makes the agent unready
 	for _, tc := range []struct{ name, text, says string }{
 		{"10-flannel.conflist", flannel, "10-flannel.conflist (flannel, portmap)"},
 		{"00-ptp.conf", `{"name": "p", "type": "ptp"}`, "00-ptp.conf (ptp)"},

@@ -34,8 +34,8 @@ type cutting struct {
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // the number of cut connections when the last walk ended
-	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some of
-	// them again. To restore these, the agent looks only at known.
+	// known has the cut connections, unless there are too many. restore means that the rules may now allow some cut
+	// connections. To restore them, the agent looks only at known.
 	known    []conntrack.Edit
 	restore  bool
 	restored time.Time // when the last restoring began
@@ -50,9 +50,8 @@ type cutting struct {
 }
 
 // A walk's period is twice the walk's duration, and at least shortestPeriod. The periods follow one another, so in the
-// long run walks take at most half of the time. So that a few changes in a row needn't wait, the next walk may begin
-// before the last walk's period ends: at the beginning of that period, or earlyPeriods times shortestPeriod before its
-// end, whichever is earlier.
+// long run walks take at most half of the time. A few changes in a row needn't wait: the next walk may begin when the
+// last walk's period begins, or earlyPeriods times shortestPeriod before that period ends.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	earlyPeriods   = 4
@@ -61,14 +60,14 @@ const (
 // restoresPerPeriod bounds how often known connections are restored in a shortestPeriod.
 const restoresPerPeriod = 10
 
-// If only pods have ended, the next walk begins no earlier than lazyPeriods times shortestPeriod after the last one
-// began. In a large cluster pods end all the time, and no packets come from their addresses.
+// If a walk is due only because pods have ended, it begins no earlier than lazyPeriods times shortestPeriod after the
+// beginning of the last walk. In a large cluster pods end all the time, and no packets come from their addresses.
 const lazyPeriods = 4
 
 type walkResult struct {
 	cut.Result
 	restore bool // true if the walk looked only at known connections
-	held    bool // see cutting
+	held    bool // see cutting.held
 	began   time.Time
 	took    time.Duration
 	err     error
@@ -92,9 +91,9 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// afterApply makes a walk due if the applied change may concern a connection. If it is enough to restore known
-// connections, only the restoring becomes due. A change that only allows more concerns a connection only while
-// connections are cut or a walk runs. gone is true if the change closes only addresses of ended pods.
+// afterApply makes a walk due if the applied change may concern a connection. A change that only allows more packets
+// concerns a connection only while connections are cut or a walk runs. If it is enough to restore known connections,
+// only the restoring becomes due. gone is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
@@ -158,7 +157,7 @@ func (a *agent) walk() {
 	}
 }
 
-// endPause starts the walk that has waited. If the kernel has a fault, a later reconcile starts it.
+// endPause starts the walk that has waited for the pause. If the kernel has a fault, a later reconcile starts the walk.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()
@@ -173,7 +172,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	c.walking, c.restoring, c.standing, c.known = false, false, w.Standing, w.Known
 	if !w.restore {
 		c.pay(w)
-		c.demand(w.held && !c.held) // most programs hold a packet for a moment only; for the others, see prepareResync
+		c.demand(w.held && !c.held) // if packets are held for longer, prepareResync demands more walks
 		c.held = w.held
 	}
 	a.stats.Cut += w.Cut
@@ -238,7 +237,6 @@ func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result
 	return cut.Walk(evaluator, newest)
 }
 
-// restoreConnections looks only at the known cut connections.
 func restoreConnections(
 	known []conntrack.Edit, by *snapshot, target *atomic.Pointer[snapshot],
 ) (cut.Result, error) {

@@ -66,7 +66,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 		s.hear(netfilter.Trust)
 	}
 	s.attach("web", "10.88.0.2")
-	// This rule makes the kernel keep room for labels in new entries.
+	// This rule makes the kernel keep room for labels in the entries of new connections.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	connect("10.88.1.5")
 	s.hear(netfilter.All)
@@ -264,7 +264,7 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 		c.afterApply(r, netfilter.Trust, false)
 		s.walk()
 	}
-	stand := func(known int) { // sets the state that a walk leaves
+	stand := func(known int) { // pretends that a walk left two cut connections
 		w := walkResult{Result: cut.Result{Standing: 2, Known: make([]conntrack.Edit, known)}, began: time.Now()}
 		s.takeWalk(w)
 	}
@@ -307,7 +307,8 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 	end()
 }
 
-// TestAWalkForPodsThatAreGoneWaits: if a walk is only for gone pods, it waits lazyPeriods.
+// TestAWalkForPodsThatAreGoneWaits: a walk that is due only because pods have ended waits for lazyPeriods times
+// shortestPeriod.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -47,8 +47,8 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// The tables must be read once for this flush. If the kernel announced the first flush late, that flush may cause two
-	// more reads.
+	// The second flush must make the agent read the tables once. If the kernel announced the first flush late, the
+	// first flush may cause two more reads.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// maxDropFile is in bytes. Before a file would become larger, it is renamed to FILE.1, and a new one begins.
+// maxDropFile limits a file's size, in bytes. Before a file would exceed the limit, it is renamed to FILE.1, and a new
+// file begins.
 const maxDropFile = 16 << 20
 
 type dropFile struct {
@@ -50,7 +51,7 @@ func (f *dropFile) append(entries []drops.Entry) error {
 			return err
 		}
 	}
-	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // an earlier agent may have written most of the file
+	if f.size > 0 && f.size+int64(lines.Len()) > f.most {
 		f.close()
 		if err := os.Rename(f.path, f.path+".1"); err != nil {
 			return err
@@ -61,7 +62,7 @@ func (f *dropFile) append(entries []drops.Entry) error {
 	}
 	n, err := f.file.Write(lines.Bytes())
 	if err != nil {
-		if n > 0 { // otherwise the next line would begin behind a part of this one, and neither could be read
+		if n > 0 { // remove the incomplete line; the next line would begin behind it and be unreadable
 			err = errors.Join(err, f.file.Truncate(f.size))
 		}
 		f.close() // the next attempt opens the file again

@@ -128,8 +128,9 @@ const (
 	maxLate = 1024
 )
 
-// podAt returns the name of the pod with the address. The parameter pod is the name that is known now. If it is "", the
-// pod may have ended since its packets. Then podAt returns the name from a line of the last ten seconds.
+// podAt returns the name of the pod with the address. The parameter pod is the name that is known now. If pod is "",
+// the pod may have ended after it sent packets. Then podAt returns the name from a line of the last ten seconds, or ""
+// if there is no such line.
 func (v *dropView) podAt(a netip.Addr, pod string) string {
 	now := time.Now()
 	if pod == "" {

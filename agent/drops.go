@@ -127,8 +127,8 @@ func newDropCounter(to chan<- []drops.Line) *dropCounter {
 	return c
 }
 
-// report hands lines to the reporting goroutine, but never waits for it. If more is true, call report again even
-// without new packets.
+// report hands lines to the reporting goroutine, but never waits for it. If more is true, the caller must call report
+// again even without new packets.
 func (c *dropCounter) report() (more bool) {
 	if len(c.lines) == 0 {
 		c.lines, more = c.sums.Lines(nil)

@@ -94,7 +94,7 @@ func (w *dropWriter) write(drops []*agentapi.Drop) error {
 			short.Packet = nil
 			d = &short
 		}
-		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // each drop has readerWait, as there may be thousands
+		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // readerWait is for each single drop
 			return err
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns the enforced position into metrics. While the position is unknown, the metrics keep the
-// last known one.
+// positionCollector turns the enforced position into metrics. While the position is unknown, the metrics keep the last
+// known position.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position

@@ -34,7 +34,7 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin returns false if the client has gone. Otherwise the caller must call end.
+// begin returns false if the client has gone. If it returns true, the caller must call end.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:
@@ -134,7 +134,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	}
 	by := x.snapshots.target.Load()
 	c := explain.Cluster{Endpoints: by.endpoints, Objects: policy.Objects{Nodes: by.nodes}, Services: question.Services}
-	for range 2 { // the second time also finds other pods with the same addresses
+	for range 2 { // the second round also finds other pods with the same addresses
 		if c, err = about(q.Concerns(c)); err != nil {
 			return explain.Explanation{}, err
 		}

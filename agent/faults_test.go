@@ -258,7 +258,7 @@ func brittle(t *testing.T) string {
 	return broken
 }
 
-// TestFaultsOfParts: if a part of the agent fails, the fault is logged, and the kernel keeps what it has.
+// TestFaultsOfParts: if a part of the agent fails, the fault is logged, and the kernel keeps its sets and rules.
 func TestFaultsOfParts(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -456,7 +456,7 @@ func TestMetrics(t *testing.T) {
 	if v, err := r.enrol(endpoint.ID("shop.web", "eth0")); err != nil || v.Egress != "open" {
 		t.Errorf("%+v, %v", v, err)
 	}
-	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // an unknown pod; no record
+	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // an unknown pod, a missing record
 		if _, err := r.enrol(id); err == nil {
 			t.Errorf("%s was enrolled", id)
 		}
@@ -532,7 +532,7 @@ func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 }
 
 // TestHeartbeatThatCantBeWritten: while the agent can't renew its heartbeat, its status says so, because the plugin
-// will take the node for one without an agent. Policies are enforced all the same.
+// will treat the node as a node without an agent. The agent still enforces the policies.
 func TestHeartbeatThatCantBeWritten(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -558,8 +558,8 @@ func TestHeartbeatThatCantBeWritten(t *testing.T) {
 	}
 }
 
-// TestFullTable: the connection table counts as full if it has no room now, or if the kernel has made room since the
-// last look.
+// TestFullTable: the connection table counts as full if it has no room now, or if the kernel has evicted connections
+// since the last look.
 func TestFullTable(t *testing.T) {
 	var w tableWatch
 	for i, tc := range []struct {

@@ -27,7 +27,7 @@ const (
 // flowLog records allowed connections while a recording is ordered. Otherwise the kernel has no rules that log
 // flows. Any goroutine may use it.
 type flowLog struct {
-	wake chan struct{} // has room for one message: an order has come
+	wake chan struct{} // a message means that an order has come; one message fits
 
 	mu           sync.Mutex
 	table        *flowTable
@@ -44,7 +44,7 @@ func (l *flowLog) order(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	ordered := l.recording || now.Before(l.until) // a recording that has failed is tried again
+	ordered := l.recording || now.Before(l.until) // a failed recording is tried again until l.until
 	if d > 0 && !ordered {                        // a new recording begins with an empty table
 		l.table, l.since, l.unknown = newFlowTable(), now, 0
 	}

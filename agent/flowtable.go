@@ -89,7 +89,7 @@ func sizeOf(labels map[string]string) (bytes int) {
 	return bytes
 }
 
-// addRoom adds to the room that the flow's source and all flows take. A negative number reduces it.
+// addRoom adds room to the room of all flows, and to the room of the flow's source. room may be negative.
 func (t *flowTable) addRoom(key flowKey, room int) {
 	t.room += room
 	t.by[key.source].room += room

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate is the gate as the agent last applied it. If inKernel is false, the kernel's gate may differ.
+// gate remembers how the agent last applied the gate. If inKernel is false, the kernel's gate may differ.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
@@ -32,7 +32,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	if same && verify != netfilter.All {
 		return nil
 	}
-	generation, err := a.backend.Generation() // read before the gate, so that a later change has a later number
+	generation, err := a.backend.Generation() // read before the gate, so a change in between has a higher number
 	if err != nil {
 		generation = 0
 	}
@@ -61,8 +61,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed makes a gate that accepts no tunnel packets, because the nodes aren't known. If there is a gate
-// already, that gate stays.
+// keepGateClosed is for the time in which the nodes aren't known. It makes a gate that accepts no tunnel packets. An
+// existing gate stays.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil

@@ -38,21 +38,21 @@ func (a *adds) run(e endpoint.Endpoint) bool {
 	return false
 }
 
-// forget empties the memory when it has many more attachments than the node.
+// forget empties the map if it has many more attachments than the node has.
 func (a *adds) forget(attachments int) {
 	if len(a.ended) > 2*attachments+64 {
 		a.ended = nil
 	}
 }
 
-// keepGuard repairs the guard in each round that reads everything from the kernel, and in every round until one has
+// keepGuard repairs the guard in each round that reads everything from the kernel, and in every round until a round has
 // succeeded. If neither nf_tables nor the records have changed, it doesn't read the guard.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
 	}
 	g := &a.kernel.guard
-	generation, err := a.backend.Generation() // read before the guard, so that a later change has a later number
+	generation, err := a.backend.Generation() // read before the guard, so a change in between has a higher number
 	if err != nil {
 		generation = 0
 	}
@@ -63,7 +63,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 		}
 	}
 	g.generation = 0
-	var attaching map[string]bool // the ports of attachments that an ADD is making; the ADD adds their entries
+	var attaching map[string]bool // the ports of attachments that an ADD is making; the ADD adds them to the guard
 	lacked, fell, err := bridge.RepairGuard(func() (all []bridge.Sender, err error) {
 		all, attaching, err = a.senders()
 		g.senders = all

@@ -18,7 +18,7 @@ import (
 
 type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
-	// because the engine keeps it, and compares it with the next one.
+	// because the engine keeps the map and compares it with the next map.
 	refused ruleset.Refused
 	// debt is the least that the next reconcile must read. Usually it is All after a failure, and otherwise Trust.
 	debt          netfilter.Verify

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// linkLocalView is the table "bridge weir-link-local" as the agent last applied it.
+// linkLocalView remembers how the agent last applied the table "bridge weir-link-local".
 type linkLocalView struct {
 	known bool     // false if the kernel's table may differ
 	ports []uint32 // the indexes of the ports of pods on other plugins' bridges, sorted
@@ -41,8 +41,8 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 }
 
 // repairLinkLocal adds these ports, and the ports of pods with damaged records, to the table. It deletes other ports.
-// But if a record can't be read or an attachment is ending, it deletes no port: the pod may still run. If the addresses
-// of pods can't be read, it still adds the given ports, deletes no port, and returns an error.
+// But while a record can't be read or an attachment is ending, it deletes no port, because the pod may still run. If
+// the addresses of pods can't be read, it adds the given ports, deletes no port, and returns an error.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
 	var damaged []endpoint.Address
@@ -53,7 +53,7 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 	ports = append(ports, more...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
-	generation, err := a.backend.Generation() // read before the table, so that a later change has a later number
+	generation, err := a.backend.Generation() // read before the table, so a change in between has a higher number
 	if err != nil {
 		generation = 0
 	}

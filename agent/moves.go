@@ -16,10 +16,11 @@ import (
 
 // moving is the backend in use, and the backend that the agent should use.
 type moving struct {
-	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
+	// inUse is the name of the backend in use; empty if no backend works. Only the loop uses this field.
 	inUse  conf.Backend
 	chosen choice.Choice
-	// failed is the error of the last attempt to move; nil if it succeeded. again is the earliest time of the next one.
+	// failed is the error of the last attempt to move; nil if the move succeeded. again is the earliest time of the
+	// next attempt.
 	failed error
 	again  time.Time
 	// others is how many times cleanOther must still remove the other backends' sets and rules.
@@ -69,7 +70,7 @@ func (a *agent) watchRules(ctx context.Context) error {
 // state, because the new backend's first ruleset must allow every connection that the old backend's ruleset allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
-	if m.chosen.Backend == m.inUse && m.failed != nil { // after a failed move, the choice has gone back
+	if m.chosen.Backend == m.inUse && m.failed != nil { // after a failed move, the backend in use is chosen
 		m.failed = nil
 		a.faults.set(partBackend, nil)
 	}
@@ -145,7 +146,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 		return err
 	}
 	// An ADD that still works with the old backend alone has written its record before it read the backend's name. So
-	// reading the records now finds its pod.
+	// this read of the records finds the ADD's pod.
 	a.takeRecords(dirwatch.Change{Lost: true})
 	if a.records.stale {
 		return a.faults.now[partRecords]
@@ -222,5 +223,5 @@ func (a *agent) keepBackendName() {
 	}
 	a.Log.Warn("another program changed or removed the file with the backend's name; the agent writes the name again",
 		"name", name, "error", err)
-	a.moving.both, a.moving.others = true, 2 // 2 for the same reason as in move
+	a.moving.both, a.moving.others = true, 2 // 2, because a running ADD may make a set again
 }

@@ -39,7 +39,7 @@ type Options struct {
 
 // NodeOptions are for a source that knows the cluster's nodes.
 type NodeOptions struct {
-	// Name is the name of this node's Node object. It is empty if there are no other nodes.
+	// ClusterCIDRs limit the podCIDRs: only podCIDRs within them are accepted. An empty list accepts every podCIDR.
 	Name    string
 	Overlay overlay.Options
 	// ClusterCIDRs contain all accepted podCIDRs. An empty list accepts every podCIDR.
@@ -54,7 +54,8 @@ type BackendKind struct {
 	Name conf.Backend
 	// New connects to the kernel's packet filter. It changes nothing.
 	New func(context.Context) (Backend, error)
-	// Remove removes the backend's sets and rules from the kernel.
+	// Lacks tries the features that the backend needs, and returns the features that the node lacks; nil if the backend
+	// works. An error says that the trial has left a thread in another network namespace. lacks is complete even then.
 	Remove func(context.Context) error
 	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works. An
 	// error says that the trial has left a thread in another network namespace. lacks is complete even then.

@@ -129,7 +129,7 @@ func (s *socket) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the plugin: %w", err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // by then, the file may be another agent's
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // at the time of Close, the file may be another agent's
 	if err = os.Chmod(agentapi.Socket, 0o600); err == nil {
 		s.file, err = os.Lstat(agentapi.Socket)
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestKeepLock: if the file of the agent's lock was removed, the agent locks the new file. If another agent has that
-// lock, keep returns an error.
+// TestKeepLock: if the file of the agent's lock was removed, the agent makes the file again and locks it. If another
+// agent has made and locked the file, keep returns an error.
 func TestKeepLock(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,7 +15,7 @@ type problems struct {
 	all              []ruleset.Problem // sorted, with shortened texts
 	compiled, others []ruleset.Problem
 	made             time.Time
-	listed           time.Time // when compiled was made anew; others may change more often
+	listed           time.Time // when compiled last changed; others may change more often
 }
 
 const (

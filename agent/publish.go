@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// kubelet reports the addresses of this interface as the pod's (defaultIfName of containerd's CRI plugin).
+	// kubelet reports this interface's addresses as the pod's addresses (defaultIfName of containerd's CRI plugin).
 	podInterface = "eth0"
 	// publishWait bounds how long an ADD waits for the publication. If the ADD didn't wait, other nodes might drop the
 	// pod's first packet. TCP would send the packet again only after a second.
@@ -26,8 +26,8 @@ type publisher struct {
 	enrolled  map[string]bool
 }
 
-// publish publishes the eth0 addresses of enrolled pods. kubelet also reports eth0 only. A pod that isn't enrolled
-// may never start, so its addresses are not published.
+// publish publishes the addresses of enrolled pods' eth0, the only interface that kubelet reports. A pod that isn't
+// enrolled may never start, so its addresses are not published.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {

@@ -35,7 +35,8 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends the attachments of pods that are gone without a DEL. containerd never calls GC, which would also do this.
+// reap ends the attachments of pods that are gone without a DEL. The CNI command GC would do this too, but containerd
+// never calls it.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)

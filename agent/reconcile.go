@@ -34,14 +34,14 @@ var steps = []func(*round, context.Context) bool{
 	(*round).reportProblems,
 	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planOverlay.
 	(*round).keepGuardAndGate,
-	// By now it is known whether pods may be enrolled. If they may not, one of these two steps ends the reconcile.
+	// By now it is known whether pods may be enrolled. If they may not, one of the next two steps ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// Once there is a configuration, the runtime calls STATUS, which reads the heartbeat. So this step comes before
-	// the configuration.
+	// Once there is a network configuration, the runtime calls STATUS, which reads the heartbeat. So this step comes
+	// before renewConflist.
 	(*round).renewHeartbeat,
-	// An ADD that is refused as outdated needs a new configuration at its next try. So this step comes before the
-	// answers.
+	// An ADD that is refused as outdated needs a new network configuration at its next try. So this step comes before
+	// answerPlugins.
 	(*round).renewConflist,
 	(*round).answerPlugins,
 	// The plugins have their answers, so no pod's start waits for the remaining steps.
@@ -248,8 +248,8 @@ const (
 	mostRest = 100 * time.Millisecond
 )
 
-// restAfter returns how long to rest after work for large policies that took this long. So events rarely have to wait
-// for this work, or for a processor.
+// restAfter returns how long to rest after work for large policies. took is how long the work took. Because of the
+// rest, events rarely have to wait for this work, or for a processor.
 func restAfter(took time.Duration) time.Duration { return min(3*took, mostRest) }
 
 // continueSlices asks for another round if the engine has more sets to make. The loop handles waiting events before

@@ -169,8 +169,8 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// markBroken marks a record as broken. The attachment's addresses stay in the set of all pods, because nothing else
-// closes a pod behind another plugin's link.
+// markBroken marks a record as broken. The attachment's addresses stay in the set of all pods: without them, the pod of
+// a chained attachment would not be closed.
 func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
@@ -192,9 +192,9 @@ func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds the record. If another record has one of its addresses, only one record counts: that of the attachment to
-// which the address is assigned. Otherwise the new pod would also get the old pod's rights. If the address is
-// assigned to neither attachment, the added record counts. The other record is forgotten, or becomes broken.
+// add adds the record. If two records have the same address, only the record of the attachment to which the address is
+// assigned counts. Otherwise the new pod would also get the old pod's rights. If the address is assigned to neither
+// attachment, the added record counts. The other record is forgotten, or becomes broken.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	owner := ""

@@ -268,7 +268,7 @@ func TestAPodThatComesAgain(t *testing.T) {
 	}
 }
 
-// TestRecordsThatAreNotRead: if the records can't be listed, the kernel's sets keep the pods.
+// TestRecordsThatAreNotRead: if the records can't be listed, the pods' addresses stay in the kernel's sets.
 func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

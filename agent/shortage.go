@@ -53,8 +53,8 @@ func roomLeft(dir string) error {
 		dir, lacks, dir, dir)
 }
 
-// tableWatch looks whether the kernel's connection table is full. The kernel then drops packets before weir's rules, so
-// neither weirctl drops nor weirctl explain shows them.
+// tableWatch finds out whether the kernel's connection table is full. The kernel then drops packets before weir's
+// rules, so neither weirctl drops nor weirctl explain shows them.
 type tableWatch struct {
 	last conntrack.Load
 	seen bool

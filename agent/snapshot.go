@@ -17,7 +17,7 @@ type snapshot struct {
 	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
-	// compiled is the ruleset before sets were merged. It gives the same verdicts.
+	// compiled is the ruleset before sets were merged. Both rulesets give the same verdicts.
 	compiled ruleset.Ruleset
 	delta    uint64
 	nodes    []policy.Node
@@ -82,7 +82,8 @@ func (a *agent) present() *snapshot {
 	return next
 }
 
-// class returns the policies that isolate the pod in that direction, or another value of PodStatus.Ingress.
+// class returns the policies that isolate the pod in that direction, or one of agentapi's constants for classes, such
+// as ClassOpen.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {

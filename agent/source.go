@@ -14,7 +14,8 @@ import (
 // Lookup.
 type Source interface {
 	// Run passes each change of the objects to the function update until ctx ends. The first delta that isn't nil means
-	// that the state is usable. The error says what is wrong with the newest state. If Run returns, the agent ends.
+	// that the source has a usable state. The error describes the faults of the newest state. If Run returns, the agent
+	// ends.
 	Run(ctx context.Context, update func(*policy.Delta, error)) error
 }
 

@@ -184,7 +184,7 @@ func TestCuttingIsDue(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreReplaced: if a refusal is new, refuse makes a new map, because the engine keeps the old one.
+// TestRefusalsAreReplaced: if a refusal is new, refuse makes a new map, because the engine keeps the old map.
 func TestRefusalsAreReplaced(t *testing.T) {
 	var k kernelView
 	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}

@@ -25,7 +25,7 @@ type status struct {
 	ready    bool
 	lastSync time.Time
 	tool     string // the result of the backend's method Tool
-	// inUse is the name of the backend, and reason says why it was chosen.
+	// inUse is the name of the backend in use, and reason says why it was chosen.
 	inUse, reason string
 	// cleaning is true while the loop has to remove the sets and rules of other backends.
 	cleaning   bool
@@ -64,7 +64,7 @@ func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
 	s.faults = maps.Clone(a.faults.now)
-	// If the engine has changed nothing since the enforced target, the newest delta is enforced too.
+	// If the target is enforced and the engine has changed nothing since, the newest delta is enforced too.
 	if s.enforced == a.snapshots.target.Load() && a.records.complete && !a.cluster.engine.Changed() {
 		s.delta = a.cluster.delta
 	}
@@ -95,7 +95,7 @@ func (s *status) report() agentapi.Status {
 	for _, u := range s.unenforced {
 		r.Unenforced = append(r.Unenforced, agentapi.Unenforced(u))
 	}
-	in := map[string]string{} // the sets in the kernel, by class set
+	in := map[string]string{} // the names of sets in the kernel, by class set
 	for _, k := range s.sets(s.enforced.ruleset) {
 		r.Sets = append(r.Sets, agentapi.SetStatus{Name: k.Name, Type: k.Type, Entries: k.Entries})
 		for _, class := range k.Classes {
@@ -133,7 +133,8 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class returns the policies that isolate the pod in that direction, or another value of PodStatus.Ingress.
+// class returns the policies that isolate the pod in that direction, or one of agentapi's constants for classes, such
+// as ClassOpen.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own

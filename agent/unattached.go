@@ -22,7 +22,7 @@ const unattachedAfter = time.Minute
 // have used another network's configuration, or the pods may be older than weir.
 type unattached struct {
 	pods  map[policy.Name]string    // the UIDs of this node's pods that have addresses in their status
-	since map[policy.Name]time.Time // when the agent first saw that such a pod has no record
+	since map[policy.Name]time.Time // when the agent first saw the pod without a record
 }
 
 func newUnattached() unattached {

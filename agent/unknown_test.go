@@ -70,7 +70,7 @@ func TestWhatIsUnknown(t *testing.T) {
 				}
 				return nil
 			})
-			// weir's rule still becomes the first one again.
+			// Although a part can't be read, the agent puts weir's rule first again.
 			sh(`nft insert rule ip mangle FORWARD counter accept`)
 			r.eventually("weir's rule is first", func() error {
 				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")
@@ -106,7 +106,7 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: if a walk fails, no pod is enrolled until one succeeds.
+// TestConnectionsThatAreUnknown: if a walk fails, no pod is enrolled until another walk succeeds.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -28,7 +28,7 @@ const (
 // upkeep keeps the node settings (bridge.Properties), beside the loop.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
-	changed chan struct{}                 // has room for one message: the node or known may have changed
+	changed chan struct{}                 // a message means that the node or known may have changed
 	overlay atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
 	// underlay means that the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
@@ -47,8 +47,8 @@ type seenNode struct {
 }
 
 // observeEvery is how often the node is observed even if the kernel has announced no change. The kernel doesn't
-// announce changes of the MTUs of pods' ends. It doesn't announce changes of most sysctls either, but each check reads
-// the sysctls.
+// announce changes of the MTUs of veth pairs' ends in pods. It doesn't announce changes of most sysctls either, but
+// each check reads the sysctls.
 const observeEvery = time.Minute
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }

@@ -1,4 +1,4 @@
-// Package choice decides which backend a node uses. All that it must know about the node is an argument.
+// Package choice decides which backend a node uses. The functions get all facts about the node as arguments.
 //
 // Invariants:
 //   - A backend that works is chosen, even if kube-proxy uses a backend that doesn't work.
@@ -11,16 +11,16 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Seen is what the agent has seen of the node.
+// Seen has the facts about a node on which the choice depends.
 type Seen struct {
-	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if it has chains in
-	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
+	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if kube-proxy has
+	// chains in iptables, in either family and flavour. Chains of kubelet or Docker don't count.
 	Nftables, Iptables bool
-	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in nftables and in iptables. It is empty
-	// if this is unknown.
+	// If kube-proxy has rules in both backends, Newest is the backend that kube-proxy uses now. It is empty if that
+	// backend is unknown.
 	Newest conf.Backend
-	// Lacks returns the features that the backend needs and the node lacks; nil if the backend works. Choose tries a
-	// second backend only if the first one doesn't work.
+	// Lacks returns the features that the backend needs and the node lacks. The result is nil if the backend works.
+	// Choose calls Lacks for a second backend only if the first backend doesn't work.
 	Lacks func(conf.Backend) []string
 }
 
@@ -30,9 +30,9 @@ type Choice struct {
 	Reason  string
 }
 
-// Choose returns the backend that kube-proxy uses. If that is unknown, Choose returns previous, the backend that the
-// node has used before. If previous is empty, it returns a default. If the node lacks features of that backend,
-// Choose returns the other one. If the node lacks features of both, the result has no backend.
+// Choose prefers the backend that kube-proxy uses. If that backend is unknown, Choose prefers previous, the backend
+// that the node has used before. If previous is empty, it prefers a default. If the node lacks features of the
+// preferred backend, Choose returns the other backend. If the node lacks features of both, the result has no backend.
 func Choose(s Seen, previous conf.Backend) Choice {
 	wanted, why := want(s, previous)
 	for _, b := range [...]conf.Backend{wanted, Other(wanted)} {

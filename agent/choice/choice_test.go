@@ -15,7 +15,7 @@ const (
 )
 
 // TestChoose: if the backend that kube-proxy uses works, it is chosen. Otherwise Choose returns a backend that works.
-// What the node has used before decides only if kube-proxy's backend is unknown.
+// The backend that the node used before decides only if kube-proxy's backend is unknown.
 func TestChoose(t *testing.T) {
 	for _, tc := range []struct {
 		name               string
@@ -79,7 +79,7 @@ func TestAppeared(t *testing.T) {
 		{in(false, true), in(true, true), none, nft},
 		{in(true, false), in(true, true), none, ipt},
 		{in(true, true), in(true, true), nft, nft},
-		{in(true, true), in(true, true), none, none}, // kube-proxy had moved before the agent started
+		{in(true, true), in(true, true), none, none}, // kube-proxy moved before the first look, so the order is unknown
 		{in(false, false), in(true, true), ipt, none},
 		{in(true, true), in(false, true), nft, nft},
 		{in(false, true), in(true, false), ipt, nft},

@@ -66,7 +66,7 @@ func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 
 func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
 
-// Add returns true, and a notice about drops like this one, if such a notice is due now.
+// Add returns true and a notice if a notice about drops of d's kind is due now.
 func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	local, _ := d.Local()
 	certain := local.Pod != "" && !strings.Contains(local.Pod, ",")

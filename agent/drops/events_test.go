@@ -20,8 +20,8 @@ func dropped(pod, peer string, port uint16) *agentapi.Drop {
 	}
 }
 
-// TestEvents: if many packets of one kind are dropped, there is one event at once and another five minutes later. The
-// events of one pod are bounded, and the events of all pods together.
+// TestEvents: if many packets of one kind are dropped, there is one event at once and another five minutes later.
+// Limits bound the events of one pod and the events of all pods.
 func TestEvents(t *testing.T) {
 	e, now := NewEvents(), time.Unix(1e9, 0)
 	add := func(d *agentapi.Drop) (Notice, bool) {

@@ -40,7 +40,7 @@ type kept struct {
 
 type numbered struct {
 	drop   *agentapi.Drop
-	number uint64 // the order in which entries came
+	number uint64 // numbers the entries in the order in which they came
 }
 
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }

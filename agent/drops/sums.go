@@ -42,8 +42,9 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. For DropMore it has no ports. It then has the receiver's address only
-	// if an ingress rule dropped the packets, and the sender's only if the sender is a pod with an account of its own.
+	// Flow has the packets' addresses and ports. A line of kind DropMore has no ports. It has the receiver's address
+	// only if an ingress rule dropped the packets. It has the sender's address only if the sender is a pod with an
+	// account of its own.
 	Flow nflog.Flow
 	// Port is the index of the pod's link if Prefix.ByLink is true, otherwise 0.
 	Port uint32
@@ -179,8 +180,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 }
 
 // sender returns the account for the sender of the flow's packets. If the flow has a link, the link identifies the
-// sender, because the source address may be forged. Otherwise the source address identifies the sender. Addresses of no
-// pod share accounts. If there is no room for more accounts, further senders share accounts too.
+// sender, because the source address may be forged. Otherwise the source address identifies the sender. Senders that
+// are no pods share accounts. If there is no room for more accounts, further senders share accounts too.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 {
@@ -260,8 +261,8 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends the due lines to list. A new flow's first line is due at once. Each later line is due a second after
-// the line before, at the earliest. If waiting is true, call Lines again, even if no packet comes.
+// Lines appends the due lines to list. A new flow's first line is due at once. Each later line of the flow is due at
+// least a second after the line before. If waiting is true, the caller must call Lines again, even if no packet comes.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {
