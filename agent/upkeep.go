@@ -109,7 +109,7 @@ func (u *upkeep) hear(n bridge.News) {
 }
 
 func (a *agent) keepNode(ctx context.Context) error {
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // a handle of its own, so it doesn't wait for the loop
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // its own handle, so keepNode doesn't wait for the loop
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}

@@ -30,7 +30,7 @@ const (
 	// ObjectsPath answers with the objects that the agent knows. ExplainPath answers what happens to a connection.
 	ObjectsPath = "/v1/objects"
 	ExplainPath = "/v1/explain"
-	// EnforcedPath takes a question of package policy/enforced. It answers what the agent enforces.
+	// EnforcedPath takes a Question of package policy/enforced, and answers with an Answer of the same package.
 	EnforcedPath = "/v1/enforced"
 )
 
@@ -51,7 +51,7 @@ type EnrolAnswer struct {
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
 // ErrOutdated means that the agent refuses the attachment, because the attachment's network configuration contradicts
-// the agent's.
+// the agent's configuration.
 var ErrOutdated = errors.New("the configuration is out of date")
 
 // maxAnswer limits an answer's size in bytes. Real answers have a few megabytes at most.

@@ -106,13 +106,14 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
-	// Since selects remembered drops that are at most this old. 0 selects all of them; with Follow, it selects none.
+	// Since selects remembered drops that are at most this old. If Since is 0, it selects all remembered drops; with
+	// Follow, none of them.
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool
 	Packets bool
-	// Namespace, Pod, Policy, Reason and Port select drops; empty means any. Namespace and Pod match either end.
-	// Port is the destination's. Pod and Policy are NAME or NAMESPACE/NAME.
+	// Namespace, Pod, Policy, Reason and Port select drops; empty means any. Namespace and Pod match either end. Port
+	// is the destination's port. Pod and Policy are NAME or NAMESPACE/NAME.
 	Namespace, Pod, Policy, Reason string
 	Port                           uint16
 	// Audit selects only drops with the reason ByAudit.

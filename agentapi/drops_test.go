@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// FuzzDropsAnswer: any answer of the agent causes no panic and no drop without a kind.
+// FuzzDropsAnswer: for any answer of the agent, readDrops doesn't panic, and each drop has a kind.
 func FuzzDropsAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}\n{\"kind\":\"drop\",\"count\":3}\n"))
 	f.Add([]byte("HTTP/1.0 503\r\n\r\n{\"error\":\"no\"}"))

@@ -65,7 +65,8 @@ func SinceBeat() (since time.Duration, ever bool, err error) {
 	return since, since >= 0, nil // a time in the future comes from an earlier boot
 }
 
-// sinceChange returns how long ago the file was changed. An agent of an earlier version leaves the file empty.
+// sinceChange returns how long ago the heartbeat file was changed. An agent of an earlier version leaves the file
+// empty.
 func sinceChange() (since time.Duration, ever bool, err error) {
 	info, err := os.Stat(heartbeat)
 	if err != nil {

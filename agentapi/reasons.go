@@ -29,8 +29,7 @@ const (
 	ByReserved = "reserved-mac"
 	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"
-	// ByTunnel means that a tunnel packet is forged or isn't between the InternalIPs of two nodes, or that a pod has
-	// sent a packet to the UDP port of the tunnel on a host that isn't a pod.
+	// ByWrongLink means that a packet didn't come in on the link or tunnel that leads to its source address.
 	ByTunnel = "tunnel"
 	// ByWrongLink means that a packet came in on another link or tunnel than the one that leads to its source.
 	ByWrongLink = "wrong-link"

@@ -170,8 +170,8 @@ func TestReap(t *testing.T) {
 	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
 }
 
-// TestReapAPodThatRunsOn: if DEL of a chained attachment is killed, and the pod runs on, Reap sets the pod's link down.
-// The agent can't see the pod's network namespace.
+// TestReapAPodThatRunsOn: a DEL of a chained attachment is killed, and the pod runs on in a network namespace that the
+// agent can't see. Reap sets the pod's link down.
 func TestReapAPodThatRunsOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -310,7 +310,8 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
 		0o600))
-	// Without a link and a neighbour entry the attachment looks like another plugin's, so Reap must leave it.
+	// Without a link and a neighbour entry, the attachment looks like an attachment of another plugin, so Reap must
+	// leave it.
 	for _, command := range []string{
 		"link del " + bridge.PortName("c1:eth0"),
 		"neigh flush nud permanent dev " + bridge.Name,
@@ -342,7 +343,8 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.want("ended", map[string][]string{})
 }
 
-// earlySets notes which addresses PurgeEarly got, and whether the link existed before and after.
+// earlySets notes the addresses that PurgeEarly got. before says whether the link existed at that call, and after
+// whether it existed at the call of later.
 type earlySets struct {
 	podSets
 	link          string
@@ -356,8 +358,8 @@ func (s *earlySets) PurgeEarly(addrs ...netip.Addr) (later func()) {
 	return func() { s.after, _ = bridge.PortExists(s.link) }
 }
 
-// TestSetsBeforeTheLink: before DEL deletes the link, it takes an address out of the sets if no other process can
-// release the address. If another process can, another attachment may already have the address.
+// TestSetsBeforeTheLink: DEL takes an address out of the sets before it deletes the link, but only if no other process
+// can release the address. Otherwise another attachment may already have the address.
 func TestSetsBeforeTheLink(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -12,15 +12,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReapAfterAnIndexCameBack: if a pod behind another plugin is gone, and another pod's link has the link's index
-// again, Reap ends the attachment and leaves the other link up. The other pod may even have the address.
+// TestReapAfterAnIndexCameBack: the pod of a chained attachment is gone, and another pod's link has got the index of
+// the pod's link. Reap ends the attachment and leaves the other link up, even if the other pod has the same address.
 func TestReapAfterAnIndexCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	n := newNode(t)
 	nodetest.NewNS(t, "pod")
-	// The kernel keeps a free index if a plugin makes the pair in the pod's namespace.
+	// If a plugin makes the pair in the pod's namespace, and moves one end to the node's namespace, the kernel keeps
+	// the end's index if that index is free on the node.
 	nodetest.RunEach(t, "ip -n pod link add vpod index 77 type veth peer name eth0", "ip -n pod link set vpod netns 1",
 		"ip link set vpod up", "ip -n pod address add 192.0.2.1/32 dev eth0")
 	addr := netip.MustParseAddr("192.0.2.1")

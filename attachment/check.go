@@ -39,7 +39,7 @@ func Load(id string) (*endpoint.Endpoint, error) {
 
 // Check returns a *StepError that names each part of the attachment that is missing or changed. It returns a
 // *NetnsError if want.Netns is no network namespace. Check accepts any class of the pod, because only the agent knows
-// the right one.
+// the right class.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

@@ -72,8 +72,8 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 }
 
 // begin does the slowest steps, which don't need the node's lock. It marks the record as ending, so that the agent puts
-// the addresses into no more sets. Then it deletes the link. If another plugin made the link, begin sets it down
-// instead. If there is no record, begin deletes weir's link all the same, and returns fs.ErrNotExist.
+// the addresses into no more sets. Then it deletes the link. If another plugin made the link, begin sets the link down
+// instead. If there is no record, begin deletes only weir's link, and returns fs.ErrNotExist.
 func (n Node) begin(x *ending) error {
 	e, err := endpoint.MarkEnding(x.id)
 	missing, broken := errors.Is(err, fs.ErrNotExist), errors.Is(err, endpoint.ErrBroken)

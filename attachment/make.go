@@ -33,7 +33,8 @@ type Request struct {
 	Chained *Chained
 }
 
-// Link describes an interface that weir makes.
+// Addresses are the requested addresses, at most one of each family. In a family of Ranges without a requested address,
+// the attachment gets a free address.
 type Link struct {
 	Ranges []conf.Range
 	// Addresses are the requested addresses, at most one of each family. If none is requested in a family of Ranges,

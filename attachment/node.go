@@ -5,7 +5,7 @@
 // and addresses.
 //
 // Invariants:
-//   - The record is written before everything else and removed after it, and each step can be repeated. So if a
+//   - The record is written before all other parts and removed after them, and each step can be repeated. So if a
 //     process is killed, Reap, GC or a second DEL removes the rest.
 //   - Unless enforcement is off, packets pass a link that weir made only after the agent has enrolled the pod.
 //   - An address is released only after the guard forbids the port to send, and no set has the address.
@@ -34,8 +34,9 @@ type PodSets interface {
 	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for strays: addresses in
 	// these sets that belong to no attachment.
 	Remove(addrs ...netip.Addr) error
-	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
-	// released: a later pod inherits nothing.
+	// PurgeEarly may do the work of Purge before the pod's link is deleted, if that saves time. The caller must make
+	// sure that no other process can release the addresses. Once the link is deleted, the caller must call later() and
+	// then Purge.
 	Purge(addrs ...netip.Addr) error
 	// PurgeEarly may do the work of Purge before the pod's link is deleted, if that saves time. The caller must make
 	// sure that no other process can release the addresses. It must call later() once the link is deleted, and must

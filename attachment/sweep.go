@@ -165,7 +165,7 @@ func (n Node) DenyLost() error {
 	return errors.Join(errs...)
 }
 
-// sortByUse divides the addresses into two lists. inUse has the addresses that pods behind other plugins may still
+// sortByUse divides the addresses into two lists. inUse has the addresses that pods of chained attachments may still
 // have. They must stay in the sets, because otherwise no rule would check these pods' packets. gone has all other
 // addresses. They may leave the sets, because rules recognise the packets of weir's own links by the link.
 func sortByUse(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err error) {

@@ -116,14 +116,14 @@ func isAutoconfigured(link string, a netlink.Addr) bool {
 // noLinkLocalAddress is the property that the kernel makes no link-local address for the link.
 type noLinkLocalAddress struct{ Link string }
 
-// Kind is KindSysctl, because the kernel shows the mode as the sysctl addr_gen_mode.
+// Kind is KindSysctl, because the kernel shows the setting as the sysctl addr_gen_mode.
 func (noLinkLocalAddress) Kind() Kind { return KindSysctl }
 
 func (g noLinkLocalAddress) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
-// Command returns the command that changes the mode. The command removes no address that the link already has.
+// Command returns the command that changes the setting. The command removes no address that the link already has.
 func (g noLinkLocalAddress) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check reads the sysctl addr_gen_mode. It returns nil if the link is missing or has no IPv6.

@@ -37,8 +37,8 @@ import (
 const (
 	// Name is weir0, the bridge of all pods whose interfaces weir made.
 	Name = conf.Bridge
-	// PortPrefix begins the names of the pods' links on the node. No other link's name may begin so, because the
-	// guard treats every link with this prefix as a pod's.
+	// PortPrefix begins the names of the pods' links on the node. No other link's name may begin so, because the guard
+	// treats every link with this prefix as a pod's link.
 	PortPrefix = "weirp"
 
 	// bridgeGroup is the number of weir0's link group: the letters "weir" as bytes. The guard recognizes weir0 by this
@@ -48,7 +48,7 @@ const (
 	defaultMTU = 1500
 )
 
-// Bridge is weir0. MTU is the MTU of new pairs: the requested MTU, or else weir0's.
+// Bridge is weir0. MTU is the MTU of new pairs: the requested MTU, or else the MTU of weir0.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
@@ -248,8 +248,8 @@ func WithModule(module string, err error) error {
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func disableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU returns the MTU of the link with IPv4's default route, or else with IPv6's. Without a default route it
-// returns 1500.
+// underlayMTU returns the MTU of the link with the IPv4 default route. Without such a route it takes the link with the
+// IPv6 default route. Without any default route it returns 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {
