@@ -76,7 +76,8 @@ type agent struct {
 
 	faults   faults
 	problems problems
-	// oldestChange is when the source reported the oldest change that isn't enforced yet. It is zero if there is none.
+	// oldestChange is when the source reported the oldest change that isn't enforced yet. It is zero if all changes are
+	// enforced.
 	oldestChange time.Time
 	source       sourceReport
 	repairs      repairs

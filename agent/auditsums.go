@@ -35,7 +35,7 @@ type auditSums struct {
 	kinds       map[auditKind]*agentapi.AuditedTraffic
 	room        int               // the room that all kinds take
 	each        map[string]int    // the room that the kinds of a namespace take, by namespace
-	more        map[string]uint64 // connections for which there was no room, by their policies
+	more        map[string]uint64 // the number of connections for which there was no room, by policies
 	series      map[auditSeries]uint64
 	unevaluated uint64
 }
@@ -128,7 +128,7 @@ func (s *auditSums) countMore(policies string, count uint64) {
 }
 
 // makeRoom makes room for wanting, a new kind. It forgets kinds of the namespaces that take the most room, and counts
-// their connections in more. It returns false if the new kind's own namespace takes the most room.
+// their connections in the map more. It returns false if the new kind's own namespace takes the most room.
 func (s *auditSums) makeRoom(wanting auditKind) bool {
 	for s.room+wanting.room() > maxAudited {
 		most := wanting.namespace()

@@ -52,8 +52,8 @@ type Backend interface {
 	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
 	// changes nothing.
 	Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error)
-	// CleanOtherFlavour removes weir's rules from the iptables flavour that isn't used. Call Apply first, so that
-	// weir's rules are always in force.
+	// CleanOtherFlavour removes weir's rules from the iptables flavour (nft or legacy) that isn't used. Call Apply
+	// first, so that weir's rules are always in force.
 	CleanOtherFlavour(ctx context.Context) error
 
 	// Inspect compares the kernel's state for these packets with the ruleset. It changes nothing.

@@ -89,7 +89,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 	return choice.Choose(now, previous), nil
 }
 
-// tryWithin limits a trial, because the loop may wait for it, and a program that the trial starts may hang.
+// tryWithin limits the time of a trial, because the loop may wait for the trial, and a program that the trial starts
+// may hang.
 const tryWithin = 10 * time.Second
 
 // try returns the features that the backend needs and the node lacks. If worked is true and the trial takes too long,
@@ -166,7 +167,7 @@ func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chos
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // the readable records are enough
+	records, _ := endpoint.List() // an error is about broken records, which List leaves out
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}
@@ -174,7 +175,7 @@ func stands(ctx context.Context, b Backend) bool {
 	return yes && err == nil
 }
 
-// looks is how often, at least, the chooser looks at the node within SettleChoice.
+// Within SettleChoice, the chooser looks at the node at least this often.
 const looks = 4
 
 // watchChoice chooses again and again. It tells the loop when another backend has been the choice for SettleChoice.

@@ -18,7 +18,7 @@ type conflist struct {
 }
 
 // writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that
-// file, the runtime starts no pod. Plugins that other programs have appended stay.
+// file, the runtime starts no pod. Plugins that other programs have appended stay in the file.
 func (a *agent) writeConflist() error {
 	plan := a.overlay.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

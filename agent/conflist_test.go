@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// newConflistAgent returns an agent that knows the node's address and MTU. The agent doesn't run. It writes the file
-// when the test calls writeConflist.
+// newConflistAgent returns an agent that knows the node's address and MTU. The agent doesn't run. It writes the network
+// configuration when the test calls writeConflist.
 func newConflistAgent(t *testing.T) *agent {
 	t.Helper()
 	nodetest.Outside(t)

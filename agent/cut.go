@@ -57,7 +57,7 @@ const (
 	earlyPeriods   = 4
 )
 
-// restoresPerPeriod bounds how often known connections are restored in a shortestPeriod.
+// restoresPerPeriod bounds how often known cut connections are restored in a shortestPeriod.
 const restoresPerPeriod = 10
 
 // If a walk is due only because pods have ended, it begins no earlier than lazyPeriods times shortestPeriod after the
@@ -228,7 +228,7 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 }
 
 // walkConnections leaves a connection alone if a newer target has another verdict on the connection. The next walk then
-// decides on it.
+// decides on the connection.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, newest, err := evaluators(by, target)
 	if err != nil {

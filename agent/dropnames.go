@@ -27,8 +27,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the pods' and policies' names for each line, and passes the drop on to metrics, clients, events
-// and the file. It ends when a.drops.lines is closed.
+// reportDrops makes a drop of each line, with the names of pods and policies, and passes the drop on to metrics,
+// clients, events and the file. It ends when a.drops.lines is closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var audits auditEvaluator

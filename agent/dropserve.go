@@ -47,7 +47,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if q.Since > 0 {
 			from = time.Now().Add(-q.Since)
 		}
-		// A new drop may be in both the ring and the queue. It must be written once.
+		// A new drop may be in both the ring and the queue. It must be written only once.
 		past := l.ring.Since(from)
 		if err := out.write(past); err != nil || !q.Follow {
 			return

@@ -17,8 +17,8 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 	"server, or has not read all of its objects yet")
 
 const (
-	// serveEnforced looks every enforcedLook, for at most longestEnforcedWait, whether the question's versions are
-	// enforced. It can't wait for a reconcile instead, because most changes of objects cause no reconcile.
+	// Until the question's versions are enforced, serveEnforced looks again every enforcedLook, for at most
+	// longestEnforcedWait. It can't wait for a reconcile, because most changes of objects cause no reconcile.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )

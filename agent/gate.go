@@ -91,7 +91,8 @@ func (a *agent) foreignLinks() []string {
 const fewPackets = 3
 
 // blocked returns a problem if a host firewall seems to drop tunnel packets. It compares two readings of the counters,
-// before and now. If too few packets came between them, it returns the last result, which is in the parameter was.
+// before and now. If too few packets came between the readings, it returns the last result, which is in the parameter
+// was.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // a new table counts from 0
 		before = overlay.Traffic{}

@@ -83,7 +83,7 @@ type applied struct {
 	netfilter.Result
 	verify  netfilter.Verify
 	err     error
-	readErr error // if the kernel could not be read, nothing was applied
+	readErr error // the error of reading the kernel; after such an error, nothing was applied
 }
 
 // done reports whether the kernel has the ruleset. It ignores tables that can't be read.
@@ -130,8 +130,8 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	}
 	var err error
 	if a.moving.both {
-		// DenyLost adds each backend's strays to the other backend's sets. So Read finds them in the sets of the backend
-		// in use, before the other backend's sets are removed.
+		// DenyLost adds each backend's strays to the other backend's sets. So Read finds the strays in the sets of the
+		// backend in use, before the other backend's sets are removed.
 		a.kernel.refreshed = false
 		a.moving.lost = attachment.NewNode().DenyLost()
 	}

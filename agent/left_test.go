@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// TestLeftSetsAreRetried: if sets are left, the next round comes soon. If the same sets are left again, the next
-// round comes later.
+// TestLeftSetsAreRetried: if sets could not be destroyed, the next round comes soon. If the same sets are left again,
+// the next round comes later.
 func TestLeftSetsAreRetried(t *testing.T) {
 	a := &agent{}
 	for i, tc := range []struct {

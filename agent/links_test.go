@@ -37,7 +37,7 @@ func (s *stepped) attachClosed(name, address string) endpoint.Endpoint {
 	return e
 }
 
-// repair lets upkeep check the node, with the agent's present knowledge.
+// repair lets upkeep check and repair the node, with the agent's present knowledge.
 func (s *stepped) repair() {
 	s.Helper()
 	found, err := s.upkeep.check(s.netlink, s.upkeep.known.Load())

@@ -26,7 +26,7 @@ func (a *agent) loop(ctx context.Context) error {
 			return nil
 		case e := <-a.events:
 			a.turn.Lock()
-			remaining = a.handleAll(e) // locked, because an enrolment reads sets
+			remaining = a.handleAll(e) // turn is locked, because an enrolment reads sets
 			a.turn.Unlock()
 		case <-a.drift.news:
 			remaining = a.heedDrift()

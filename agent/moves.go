@@ -81,14 +81,14 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 		return
 	}
 	if a.awaitsRemoval() {
-		a.kernel.debt = netfilter.All // so that this round removes the remains
+		a.kernel.debt = netfilter.All // so that this round removes the other backend's remains
 		return
 	}
 	began, from := time.Now(), m.inUse
 	if m.failed = a.move(ctx); m.failed != nil {
 		m.failed = fmt.Errorf("move to the backend %s, %s: %w", m.chosen.Backend, m.chosen.Reason, m.failed)
 		m.again = time.Now().Add(a.SettleChoice)
-		m.others, a.kernel.debt = 1, netfilter.All // the next resync removes what the new backend has written
+		m.others, a.kernel.debt = 1, netfilter.All // the next resync removes the new backend's rules
 	} else {
 		a.Log.Info("moved to another backend", "from", from, "to", m.inUse, "because", m.chosen.Reason,
 			"took", time.Since(began))
@@ -119,8 +119,8 @@ func (a *agent) move(ctx context.Context) error {
 	if err != nil {
 		next.Close()
 		if a.moving.inUse != "" && a.faults.now[partKernel] == nil {
-			// A failed Apply may have closed all pods in the new backend. The old backend's rules are in force, so the new
-			// backend's rules may go.
+			// A failed Apply may have closed all pods in the new backend. The old backend's rules are in force, so the
+			// new backend's rules can be removed.
 			removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
 			defer cancel()
 			err = errors.Join(err, a.kind(a.moving.chosen.Backend).Remove(removing))
@@ -133,7 +133,7 @@ func (a *agent) move(ctx context.Context) error {
 	a.stats.Moves++
 	a.kernel.refused, a.kernel.left, a.kernel.refreshed, a.kernel.pluginChanged = nil, nil, false, false
 	a.kernel.closed, a.kernel.debt = false, netfilter.All
-	a.cutting.demand(true) // the new backend's ruleset may be newer than the old backend's
+	a.cutting.demand(true) // the new backend's ruleset may be newer than the old backend's ruleset
 	return nil
 }
 
@@ -176,8 +176,8 @@ func (o Options) kind(name conf.Backend) BackendKind {
 }
 
 // begin sets the backend to start with, and the choice. If the plugin doesn't read this backend's name yet, begin makes
-// the plugin deny new pods in both backends. It does so even if no backend works: the agent may use either of them
-// later. Call begin before the first change of the kernel.
+// the plugin deny new pods in both backends. It does so even if no backend works, because a backend may work later.
+// Call begin before the first change of the kernel.
 func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()

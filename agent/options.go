@@ -39,10 +39,10 @@ type Options struct {
 
 // NodeOptions are for a source that knows the cluster's nodes.
 type NodeOptions struct {
-	// ClusterCIDRs limit the podCIDRs: only podCIDRs within them are accepted. An empty list accepts every podCIDR.
+	// Name is the name of this node's Node object. It is empty if there are no other nodes.
 	Name    string
 	Overlay overlay.Options
-	// ClusterCIDRs contain all accepted podCIDRs. An empty list accepts every podCIDR.
+	// ClusterCIDRs limit the podCIDRs: only podCIDRs within them are accepted. An empty list accepts every podCIDR.
 	ClusterCIDRs []netip.Prefix
 	// Conflist is the path of the runtime's network configuration, which the agent writes. If it is empty, the agent
 	// writes none.
@@ -54,11 +54,10 @@ type BackendKind struct {
 	Name conf.Backend
 	// New connects to the kernel's packet filter. It changes nothing.
 	New func(context.Context) (Backend, error)
+	// Remove removes the backend's sets and rules from the kernel.
+	Remove func(context.Context) error
 	// Lacks tries the features that the backend needs, and returns the features that the node lacks; nil if the backend
 	// works. An error says that the trial has left a thread in another network namespace. lacks is complete even then.
-	Remove func(context.Context) error
-	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works. An
-	// error says that the trial has left a thread in another network namespace. lacks is complete even then.
 	Lacks func(context.Context) (lacks []string, err error)
 	// KubeProxy reports whether kube-proxy has rules of this kind.
 	KubeProxy func() (bool, error)

@@ -64,7 +64,7 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	if source, ok := a.Source.(Contact); ok {
 		a.faults.set(partAPI, source.Contact())
 	}
-	a.moveIfChosen(ctx) // not a step: the first choice needs no usable state
+	a.moveIfChosen(ctx) // not one of the steps, because the first choice needs no usable state
 	r := &round{agent: a, verify: max(verify, a.kernel.debt)}
 	if !a.cluster.known || !a.records.complete {
 		return a.keepClosed(ctx, r.verify)

@@ -29,9 +29,10 @@ const (
 	ByReserved = "reserved-mac"
 	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"
-	// ByWrongLink means that a packet didn't come in on the link or tunnel that leads to its source address.
+	// ByTunnel means that a tunnel packet is forged or isn't between the InternalIPs of two nodes, or that a pod has
+	// sent a packet to the UDP port of the tunnel on a host that isn't a pod.
 	ByTunnel = "tunnel"
-	// ByWrongLink means that a packet came in on another link or tunnel than the one that leads to its source.
+	// ByWrongLink means that a packet didn't come in on the link or tunnel that leads to its source address.
 	ByWrongLink = "wrong-link"
 	// ByLinkLocal means that a pod on another plugin's bridge has sent a packet from or to an IPv6 link-local address, or
 	// that a host on the bridge has sent a packet to the pod's link-local address.

@@ -33,12 +33,11 @@ type Request struct {
 	Chained *Chained
 }
 
-// Addresses are the requested addresses, at most one of each family. In a family of Ranges without a requested address,
-// the attachment gets a free address.
+// Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are the requested addresses, at most one of each family. If none is requested in a family of Ranges,
-	// the attachment gets a free one.
+	// Addresses are the requested addresses, at most one of each family. In a family of Ranges without a requested
+	// address, the attachment gets a free address.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil means that the MAC is derived from an address
 	MTU       int              // 0 means the MTU of weir0

@@ -34,13 +34,12 @@ type PodSets interface {
 	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for strays: addresses in
 	// these sets that belong to no attachment.
 	Remove(addrs ...netip.Addr) error
+	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
+	// released: a later pod inherits nothing.
+	Purge(addrs ...netip.Addr) error
 	// PurgeEarly may do the work of Purge before the pod's link is deleted, if that saves time. The caller must make
 	// sure that no other process can release the addresses. Once the link is deleted, the caller must call later() and
 	// then Purge.
-	Purge(addrs ...netip.Addr) error
-	// PurgeEarly may do the work of Purge before the pod's link is deleted, if that saves time. The caller must make
-	// sure that no other process can release the addresses. It must call later() once the link is deleted, and must
-	// then call Purge.
 	PurgeEarly(addrs ...netip.Addr) (later func())
 	// Contains reports whether the address is in the set of all pods.
 	Contains(addr netip.Addr) (bool, error)

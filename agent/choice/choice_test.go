@@ -79,7 +79,7 @@ func TestAppeared(t *testing.T) {
 		{in(false, true), in(true, true), none, nft},
 		{in(true, false), in(true, true), none, ipt},
 		{in(true, true), in(true, true), nft, nft},
-		{in(true, true), in(true, true), none, none}, // kube-proxy moved before the first look, so the order is unknown
+		{in(true, true), in(true, true), none, none}, // kube-proxy moved before the first look: its backend is unknown
 		{in(false, false), in(true, true), ipt, none},
 		{in(true, true), in(false, true), nft, nft},
 		{in(false, true), in(true, false), ipt, nft},

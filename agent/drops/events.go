@@ -86,7 +86,8 @@ func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 		of = &bucket{}
 		e.pods[local.Pod] = of
 	}
-	// Only a kind of drops with an event is remembered, so a pod with many kinds takes no room from others.
+	// Add remembers a kind of drops only if the kind gets an event. So a pod with many kinds takes no room from other
+	// pods.
 	if !of.take(now, podBurst, podEvery) || n == nil && len(e.noticed) >= maxNoticed ||
 		!e.all.take(now, allBurst, allEvery) {
 		return Notice{}, false
