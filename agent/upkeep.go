@@ -56,7 +56,7 @@ func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // the classes of the enforced snapshot
-	up        map[string]bool // links.done
+	up        map[string]bool // a copy of links.done
 	tunnels   []conf.Family
 }
 

@@ -39,8 +39,8 @@ type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer says which policies isolate the pod in each direction (as PodStatus does), or why the agent can't enrol
-// the pod.
+// EnrolAnswer has the policies that isolate the pod in each direction, in the form of PodStatus. Or it says why the
+// agent can't enrol the pod.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`

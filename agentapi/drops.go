@@ -66,7 +66,7 @@ type DropEnd struct {
 	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
-	// Port is a TCP, UDP or SCTP port. A source's port is that of the first packet only.
+	// Port is a TCP, UDP or SCTP port. A source's port is the port of the first packet only.
 	Port uint16 `json:"port,omitempty"`
 }
 

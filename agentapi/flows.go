@@ -35,7 +35,7 @@ type Flows struct {
 	Why       string `json:"why,omitempty"`
 	// Unknown counts packets that are in no flow, for instance because the agent read too slowly.
 	Unknown uint64 `json:"unknown,omitempty"`
-	// Forgotten counts flows that the agent removed to make room for newer ones.
+	// Forgotten counts flows that the agent removed to make room for newer flows.
 	Forgotten uint64 `json:"forgotten,omitempty"`
 	Flows     []Flow `json:"flows"`
 }

@@ -13,8 +13,8 @@ type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
-	// Backend is the backend that enforces the policies: iptables or nftables; empty if neither works. BackendReason
-	// says why it was chosen.
+	// Backend is the backend that enforces the policies: iptables or nftables; empty if no backend works. BackendReason
+	// says why the backend was chosen.
 	Backend       string `json:"backend"`
 	BackendReason string `json:"backendReason"`
 	// Errors say why the node isn't ready, or which parts of the agent fail. The list is empty if all is well.

@@ -159,13 +159,13 @@ func TestReap(t *testing.T) {
 	ending := endpoint.LockBusy("c2:eth0")
 	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a running DEL
 	reap()
-	n.must(ending.Close()) // now the DEL of c2 was killed
+	n.must(ending.Close()) // as if the DEL of c2 had been killed
 	reap("c2")
 	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
 	reap() // c3's pod still runs, so Reap leaves c3
 	nodetest.Run(t, "ip", "link", "del", "c3")
 	reap("c3")
-	n.must(making.Close()) // now the ADD of c4 was killed
+	n.must(making.Close()) // as if the ADD of c4 had been killed
 	reap("c4")
 	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
 }
@@ -343,8 +343,8 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.want("ended", map[string][]string{})
 }
 
-// earlySets notes the addresses that PurgeEarly got. before says whether the link existed at that call, and after
-// whether it existed at the call of later.
+// earlySets notes the addresses that PurgeEarly got. before says whether the link existed when PurgeEarly was called,
+// and after whether it existed when later was called.
 type earlySets struct {
 	podSets
 	link          string

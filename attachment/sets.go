@@ -150,7 +150,7 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // the first error, unless rules use the sets of a later backend
+	return errs[0] // the first error, or the error of a later backend whose set the rules use
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

@@ -37,7 +37,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	}
 	var errs []error
 	links := map[int]netlink.Link{}
-	weirLink := func(index int) netlink.Link { // nil if the link isn't weir's, or is gone
+	weirLink := func(index int) netlink.Link { // nil if the link doesn't belong to weir, or is gone
 		link, known := links[index]
 		if !known && index != 0 {
 			if l, err := h.LinkByIndex(index); err == nil && isWeirLink(l.Attrs().Name) {

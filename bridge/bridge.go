@@ -287,7 +287,8 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// PodMAC returns the MAC for the pod's IPv4 address. If the pod has none, PodMAC returns the MAC for its first address.
+// PodMAC returns the MAC for the pod's IPv4 address. If the pod has no IPv4 address, PodMAC returns the MAC for the
+// pod's first address.
 func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	for _, a := range addrs {
 		if a.Addr.Is4() {
