@@ -126,8 +126,9 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes equal to the plan's. But it deletes the routes to nodes in refused, because the kernel
-// has refused their entries. If the kernel refuses a new route, setRoutes adds the node and the error to refused.
+// setRoutes makes weir's routes equal to the routes of the plan. But it deletes the routes to nodes in refused, because
+// the kernel has refused the entries of these nodes. If the kernel refuses a new route, setRoutes adds the node and the
+// error to refused.
 //
 // Equivalent to:
 //

@@ -65,7 +65,7 @@ func mustRemove(t *testing.T, d *Driver) {
 func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
-// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change.
+// testApply applies random rulesets one after the other. After each ruleset, a new driver must find nothing to change.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return

@@ -92,7 +92,8 @@ func (l *LegacyForward) Notes() (all []netfilter.Note) {
 	return all
 }
 
-// Remove removes weir's rules from the chains. It fails if another program has the lock of xtables.
+// Remove removes weir's rules from the chains FORWARD of iptables-legacy. It fails if another program has the lock of
+// xtables.
 func (l *LegacyForward) Remove(ctx context.Context) error {
 	var errs []error
 	for _, f := range conf.Families {

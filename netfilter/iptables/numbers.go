@@ -13,9 +13,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file gives numbers to classes. For each direction, one set has all pods, each with the number of its class. A
-// rule writes this number into the packet's mark, and a tree of chains leads from the number to the class's chain. So a
-// first packet needs one look-up for each direction, even with many classes (docs/architecture.md, decision 11).
+// This file gives numbers to classes. For each direction, one set has all pods, each with the number of the pod's
+// class. A rule writes this number into the packet's mark, and a tree of chains leads from the number to the class's
+// chain. So a first packet needs one look-up for each direction, even with many classes (docs/architecture.md, decision
+// 11).
 //
 // If all pods of a class move to a new class, the new class gets the old class's number. So a change of a policy
 // usually changes only rules, and not the numbers of pods.
@@ -220,8 +221,8 @@ func (a *assignment) findSuccessor(number int) (target string) {
 }
 
 // free returns an unused number, or 0 if there is none. The search begins at a hash of the chain's name, so a class
-// nearly always gets the same number again. This helps if another program restores old rules: they then lead pods to
-// the right class.
+// nearly always gets the same number again. This helps if another program restores old rules: these rules then lead
+// pods to the right class.
 func (a *assignment) free(target string) int {
 	held := a.holders()
 	const first, count = openClass + 1, maxNumber - openClass

@@ -211,7 +211,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 			to := target[c.Element]
 			_, toExists := have.sets[to]
 			// Until the rules have changed, the pod is in the sets of both classes. The change adds the rule of the new class
-			// before the rule of the old class, so the pod is in the new class from then on. It leaves the old set later.
+			// before the rule of the old class, so the pod is in the new class from then on. The pod leaves the old class's set
+			// later.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.mayBeInBoth(s.Name, to) {
 				after = append(after, c)

@@ -62,7 +62,8 @@ func TestRestorers(t *testing.T) {
 }
 
 // TestChangesAreMade: when restoreFamily returns, the kernel has the change. If iptables-nft-restore is the real
-// program, restoreFamily doesn't wait for its end. If it is a script, restoreFamily waits.
+// program, restoreFamily returns before the program ends. If iptables-nft-restore is a script, restoreFamily waits
+// until the script ends.
 func TestChangesAreMade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

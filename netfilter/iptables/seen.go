@@ -137,7 +137,7 @@ func rulesOfChain(r *nftnl.Reader, f conf.Family, name, chain string) (rules []s
 func readRule(rule nftnl.Listed) seen {
 	r := seen{
 		handle: rule.Handle, always: true,
-		// A rule of nft has its comment in the user data. A rule of iptables has it in a match.
+		// A rule of nft has its comment in the user data. A rule of iptables has its comment in a match.
 		accepts: rule.Comment == netfilter.AcceptComment ||
 			bytes.Contains(rule.Expressions, []byte(netfilter.AcceptComment)),
 	}

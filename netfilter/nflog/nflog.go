@@ -222,7 +222,7 @@ func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
 			return lost, nil
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
-			continue // the next packet's number shows how many were lost
+			continue // the next packet's number shows how many packets were lost
 		case err != nil:
 			return lost, fmt.Errorf("read the log group: %w", err)
 		}

@@ -45,7 +45,7 @@ func dualStack(t *testing.T) (*Driver, ruleset.Ruleset) {
 	return d, r
 }
 
-// TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change.
+// TestApply applies random rulesets one after the other. After each ruleset, a new driver must find nothing to change.
 func TestApply(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

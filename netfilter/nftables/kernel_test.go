@@ -132,7 +132,7 @@ const goesOn = 1000
 
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
-	if !ok && w.later == nil { // the transaction makes the chain, so the packet finds no rules in it
+	if !ok && w.later == nil { // a chain that the transaction makes may be missing: the packet finds no rules in it
 		panic(fmt.Sprintf("there is no chain %s", name))
 	}
 	for _, expressions := range rules {

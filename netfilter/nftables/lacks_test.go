@@ -70,8 +70,8 @@ func TestRulesWithoutEffect(t *testing.T) {
 	}
 }
 
-// TestLacksNothingAmongOthersRules: rules of an administrator disturb the packets of a trial. The trial must not
-// conclude that the node lacks something.
+// TestLacksNothingAmongOthersRules: an administrator's rules disturb the packets of a trial. lacksIn still reports that
+// the node lacks nothing.
 func TestLacksNothingAmongOthersRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -50,7 +50,7 @@ type set struct {
 type chain struct {
 	nftnl.Chain
 	rules   []rule
-	written nftnl.Rules // a summary of the rules, to compare them with the kernel's
+	written nftnl.Rules // a summary of the rules, to compare them with the rules in the kernel
 	uses    []string    // sets of ports and of pairs that the rules look up
 }
 

@@ -125,7 +125,7 @@ func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 // TestTransactions: the driver makes a change in one transaction if the change only allows less, only allows more, or
 // changes a single set. Any other change takes several transactions, and the first one only allows less.
 func TestTransactions(t *testing.T) {
-	type entries map[string]string // by the name of the set
+	type entries map[string]string // addresses, by the name of the set
 	roles := map[string]ruleset.SetRole{
 		"weir-sel-A": ruleset.Peers, "weir-sel-B": ruleset.Peers, conf.ChainedSet: ruleset.Checked,
 	}

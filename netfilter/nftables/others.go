@@ -34,8 +34,9 @@ func (o *others) rules(chain string) ([]nftnl.Listed, error) {
 }
 
 // refusesAt returns the index at which weir's rules belong among a chain's rules: before the first rule that refuses
-// every new connection. If rules directly before it each refuse all packets of one protocol, weir's rules belong before
-// these too. If no rule refuses every new connection, refusesAt returns the number of rules.
+// every new connection. Directly before this rule, there may be rules that each refuse all packets of one protocol.
+// Then weir's rules belong before these rules. If no rule refuses every new connection, refusesAt returns the number of
+// rules.
 func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	for i, r := range rules {
 		refuses, err := o.refuses(r, 0)

@@ -207,9 +207,9 @@ type refresh struct {
 	sets []key // sets that are still to be read
 }
 
-// Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
-// function returns true, Refresh returns with done false. The next call continues. In between, the caller may call
-// other methods. If the state is unknown, or certainly unchanged, Refresh needs only one part.
+// Refresh reads the kernel's state like Read, but in parts. After each part, it calls the function pause. If pause
+// returns true, Refresh returns, and done is false. The next call of Refresh then continues. Between the calls, the
+// caller may call other methods. If the state is unknown, or certainly unchanged, Refresh needs only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := d.reader.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
@@ -268,8 +268,8 @@ func (d *Driver) beginRefresh() error {
 			r.sets = append(r.sets, key{f, name})
 		}
 	}
-	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends in between,
-	// its address counts as a stray.
+	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends between these
+	// two readings, its address counts as a stray.
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})

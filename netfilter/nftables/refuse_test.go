@@ -218,7 +218,7 @@ func testLacking(t *testing.T, words, note string) {
 }
 
 // TestRefusalsForOtherReasons: the kernel refuses rules only because their table is gone. The next try makes the table
-// and the rules, and these still log.
+// and the rules, and these rules still log packets.
 func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

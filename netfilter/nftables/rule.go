@@ -33,8 +33,8 @@ func (r rule) byPort() bool {
 }
 
 const (
-	bothEnds ruleset.Part = "source and destination"               // for AddressPair
-	innerEnd ruleset.Part = "source, and destination inside of it" // for InnerPair
+	bothEnds ruleset.Part = "source and destination"               // for sets with the layout AddressPair
+	innerEnd ruleset.Part = "source, and destination inside of it" // for sets with the layout InnerPair
 )
 
 // labels is the action that gives a connection the label of cut connections. No packet meets the rule with this action.
@@ -287,7 +287,7 @@ func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	}
 	source, length := s.addressAt(0)
 	destination, _ := s.addressAt(1)
-	next := int(length / 4) // the register behind that of the address
+	next := int(length / 4) // the register after the address
 	ip := func(offset uint32, to int) {
 		s.e = s.e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, length, to)
 	}

@@ -49,7 +49,7 @@ func (h held) share(want *table) {
 }
 
 // stands reports whether weir's chains are complete enough to check every packet of a pod. It doesn't compare the rules
-// with the wanted ones, because another version of weir may have made them.
+// with the wanted ones, because another version of weir may have made the rules.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false

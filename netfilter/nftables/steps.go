@@ -67,7 +67,7 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have held, want *table) []*table {
 	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
-		return []*table{want} // no correct rules are in force that each step must preserve
+		return []*table{want} // the rules in the kernel are missing or wrong, so one step may replace all of them
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
 	for _, s := range want.sets {
@@ -100,7 +100,7 @@ func (c *change) set(s set, had heldSet) {
 			at = c.move(target(d.Was), target(d.Now))
 		case s.role == ruleset.Attached && !d.Has:
 			continue // strays are not deleted
-		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // decides only about masquerading
+		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // the set decides only about masquerading
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
 			at = allowsLess
 		}
@@ -119,8 +119,8 @@ func (c *change) set(s set, had heldSet) {
 	}
 }
 
-// move returns the step in which a pod moves from the chain of one class to that of another. An empty name stands for
-// no chain, which allows everything.
+// move returns the step in which a pod moves from the chain of one class to the chain of another class. An empty name
+// stands for no chain, which allows everything.
 func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
@@ -167,7 +167,7 @@ func (c *change) states() []*table {
 	slices.Sort(c.moving)
 	first := 1 // the pods of the first map need no temporary chains
 	if c.rules {
-		first = 0 // if rules also change, the pods of all maps need them
+		first = 0 // if rules also change, the pods of all maps need temporary chains
 	}
 	var states []*table
 	if len(c.moving) > first {
@@ -179,7 +179,7 @@ func (c *change) states() []*table {
 	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
 
-// stage makes the temporary chains by way of which the pods of the map move. Such a chain allows only packets that both
+// stage makes the temporary chains through which the map's pods move. Such a chain allows only packets that both
 // classes allow.
 func (c *change) stage(name string) {
 	s, _ := c.want.find(name)

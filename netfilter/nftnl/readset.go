@@ -104,7 +104,7 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
 			return c
 		}
-		if a.last { // the end of a network precedes the beginning of the next
+		if a.last { // the end of a network precedes the beginning of the next network
 			return -1
 		}
 		return 1

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApart: the work runs once, in another network namespace, and afterwards every goroutine is in the node's own
-// namespace.
+// TestApart: Apart calls the function once, in another network namespace. Afterwards every goroutine is in the node's
+// own namespace.
 func TestApart(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
