@@ -80,11 +80,12 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 	defer listing.Stop()
 	first, change := true, dirwatch.Change{Lost: true}
 	for {
+		now := time.Now()
 		changed, err := d.read(change, w.Watch)
 		if err != nil {
 			return err
 		}
-		forgotten, left := d.dropGone(time.Now())
+		forgotten, left := d.dropGone(now)
 		if first || changed || forgotten {
 			update(d.delta())
 		}
@@ -100,7 +101,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 		case <-left:
 		}
 		for name, f := range d.files {
-			if f.busy {
+			if f.busy || !f.gone.IsZero() {
 				change.Names = append(change.Names, name)
 			}
 		}
@@ -135,9 +136,10 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone removes files that have been missing or empty for graceTime, and their objects. It doesn't remove a broken
-// link, but marks the link as unreadable. When the returned channel has a message, the caller must call dropGone again.
-// The channel is nil if no call is needed.
+// dropGone removes files that have been missing or empty for graceTime, and their objects. The caller must have read
+// these files since the time now, because a file may be there again although its event waits. dropGone doesn't remove a
+// broken link, but marks the link as unreadable. When the returned channel has a message, the caller must call dropGone
+// again. The channel is nil if no call is needed.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {

@@ -232,6 +232,42 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.want("Pod default/b app=two")
 }
 
+// TestAFileThatIsBackStaysInForce: a removed file is back within graceTime, but its event waits longer, because the
+// update before it takes long. The file's objects stay in force.
+func TestAFileThatIsBackStaysInForce(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yaml")
+	write := func() {
+		if err := os.WriteFile(path, []byte(pod("a", "one")+broken), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	write()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	removed, all := 0, deltas.NewSum()
+	err := (&Dir{Path: dir, IgnoreBroken: true}).Run(ctx, func(delta *policy.Delta, err error) {
+		if got := (update{all.Add(delta), err}).String(); got != "Pod default/a app=one" {
+			t.Errorf("in force: %q", got)
+			cancel()
+		}
+		if err == nil { // Run has seen that the file is gone.
+			write()
+			time.Sleep(graceTime)
+			return
+		}
+		if removed++; removed > 8 {
+			cancel()
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
