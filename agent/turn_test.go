@@ -110,10 +110,13 @@ func TestNobodyWaitsForATrialOfAnotherBackend(t *testing.T) {
 			Name:      name,
 			KubeProxy: func() (bool, error) { return name == conf.Iptables, nil },
 			Remove:    func(context.Context) error { return nil },
-			Lacks: func(context.Context) ([]string, error) {
+			Lacks: func(ctx context.Context) ([]string, error) {
 				if name == conf.Iptables {
-					trying <- struct{}{}
-					<-end
+					select {
+					case trying <- struct{}{}:
+						<-end
+					case <-ctx.Done(): // of another trial, which may begin when the first one has ended
+					}
 				}
 				return []string{"ipset"}, nil
 			},
