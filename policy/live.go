@@ -16,7 +16,7 @@ type live struct {
 	// requirements has the podSelector's requirements, sorted by how many live selectors share each. The most shared
 	// requirement comes first.
 	requirements []*liveRequirement
-	anchor       *requirement // the index has the selector at this requirement's anchors; nil without anchors
+	anchor       *requirement // the index stores the selector at this requirement's anchors; nil without anchors
 	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
 	// same print.
 	print uint64

@@ -36,7 +36,8 @@ func endpointOf(name string, addrs ...string) Endpoint {
 	return e
 }
 
-// TestSumOfSizes: if the node no longer needs sets of a family, changes of these sets don't change the sum of sizes.
+// TestSumOfSizes: if the node no longer needs sets of a family, changes of these sets don't change the sum of the sizes
+// of needed sets.
 func TestSumOfSizes(t *testing.T) {
 	e, d := told(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}})
 	e.Apply(d)

@@ -25,10 +25,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that count for a pod without an endpoint on this node. They are in the podCIDRs of the
-// pod's Node, and in none of this node's podCIDRs. Each other address is a problem, with one exception: if the pod is
-// on this node, an address in this node's podCIDRs doesn't count, but is no problem. Callers must not change the
-// result.
+// believed returns the addresses that count for a pod without an endpoint on this node. Unless w.unknown is true, they
+// are the addresses in the podCIDRs of the pod's Node that are in none of this node's podCIDRs. believed reports
+// problems about the other addresses. But if the pod is on this node, an address in this node's podCIDRs is no problem.
+// Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

@@ -24,7 +24,7 @@ type parsedPolicy struct {
 }
 
 type rule struct {
-	field string // field of the rule in the policy
+	field string // the rule's field in the policy, such as "ingress[0]"
 	peers []peer
 	ports []ports
 }
@@ -70,7 +70,8 @@ func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem { return parse(np
 
 type reporter func(field, format string, args ...any)
 
-// parse parses a policy. It reports each part that it can't parse, up to maxProblems. A wrong part never allows more:
+// parse parses a policy. It reports each part that it can't parse, up to maxProblems. An error in the policy never
+// allows more packets:
 //
 //   - If the podSelector is wrong, the policy isolates every pod of the namespace, and allows nothing.
 //   - If a policyType is wrong, the policy isolates both directions.
@@ -149,7 +150,6 @@ func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.
 	return ds
 }
 
-// parser parses the rules of one policy.
 type parser struct {
 	policy    string // NAMESPACE/NAME
 	namespace string

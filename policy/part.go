@@ -72,7 +72,7 @@ func comparePolicies(a, b *parsedPolicy) int {
 	return strings.Compare(a.name, b.name)
 }
 
-// group has the pods of one namespace that the same policies isolate in one direction. For each family, classify makes
+// group has pods of one namespace with the same isolating policies in one direction. For each family, classify makes
 // one class of the group.
 type group struct {
 	key      string

@@ -15,8 +15,8 @@ import (
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false, nil) }
 
 // Slice returns the ruleset after a limited amount of work, or earlier if the function over returns true. The next call
-// continues the work. Until it is done, packets that need missing sets and rules are dropped. Slice doesn't parse large
-// policies: see NextUnparsed.
+// continues the work. Until the work is done, packets that need missing sets and rules are dropped. Slice doesn't parse
+// large policies: see NextUnparsed.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(sliceWork, false, over) }
 
 // Small is Slice without large work: it makes sets only for namespaces that need few new entries. So a change that
@@ -77,7 +77,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 
 // HasSlice reports whether Slice may return another ruleset than the last time. It first tells the compiler the changed
-// sizes of sets, because they can change which demands are granted.
+// sizes of sets, because a set's size can change which demands are granted.
 func (e *Engine) HasSlice() bool {
 	e.tellSizes()
 	return e.stale || e.common || len(e.touched) > 0 || e.reports.due() || len(e.moving.sets) > 0 ||

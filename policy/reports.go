@@ -10,7 +10,7 @@ import (
 type reports struct {
 	by      map[reportOf][]ruleset.Problem
 	changed bool
-	// ofPolicy means that problems of a policy are among the changed ones.
+	// ofPolicy is true if problems of a policy have changed.
 	ofPolicy bool
 	held     bool
 }

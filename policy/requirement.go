@@ -131,7 +131,7 @@ type liveRequirement struct {
 	asked
 }
 
-// asked has an answer that is valid for one crowd.
+// asked remembers an answer for the last crowd that was compared.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
 	met   bool

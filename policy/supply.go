@@ -60,7 +60,7 @@ func (c *compiler) unwant(s *supply, p *part) {
 }
 
 // count counts the set's entries if they aren't counted yet. why is the reason why the set can't exist, or "". ok is
-// false if this compile may do no more work. A later compile then counts.
+// false if this compile may do no more work. A later compile then counts the entries.
 func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true

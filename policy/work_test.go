@@ -98,7 +98,7 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 	}
 }
 
-// TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more than a slice.
+// TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more than the work of a slice.
 func TestLargeSetsEnd(t *testing.T) {
 	e, all := city(200) // a set of 200 entries has the rounded size 208
 	e.SetLimits(policy.LimitsOf(1<<15, 1<<13, 1<<20, 1003))

@@ -82,7 +82,8 @@ type Query struct {
 	Port Port `json:"port"`
 }
 
-// Question is what weirctl asks an agent: the arguments of Parse, and Services that the agent doesn't know.
+// Question is what weirctl asks an agent: the arguments of Parse, and the Services that weirctl has read, because the
+// agent may not know them.
 type Question struct {
 	From      string           `json:"from"`
 	To        string           `json:"to"`

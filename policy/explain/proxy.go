@@ -211,7 +211,7 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 	return seen
 }
 
-// hasOthers reports whether a ready endpoint of the Service is on another node than in.node.
+// hasOthers reports whether the Service has a ready endpoint on another node than in.node, or on an unknown node.
 func (x *explainer) hasOthers(s *policy.Service, in entrance) bool {
 	return slices.ContainsFunc(x.behind(s), func(b behind) bool { return !b.ending && b.on != in.node })
 }

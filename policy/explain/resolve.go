@@ -12,8 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// resolve finds the object that r names. If a pod and a Service have this name, it returns the pod. If r has no
-// namespace and several objects have the name, it returns an error.
+// resolve finds the object that r names, or the Service that has r's address. If a pod and a Service have the name, it
+// returns the pod. It returns an error if no object has the name, or if r has no namespace and several objects have the
+// name.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:

@@ -83,7 +83,7 @@ func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Pre
 	return candidates[0]
 }
 
-// ownNetworks returns the cluster's own addresses: those of nodes, pods and Services.
+// ownNetworks returns the addresses of the cluster's nodes, pods and Services, and the nodes' podCIDRs.
 func (c *Cluster) ownNetworks() (all []netip.Prefix) {
 	add := func(addresses ...netip.Addr) {
 		for _, a := range addresses {

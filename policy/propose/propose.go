@@ -2,8 +2,8 @@
 //
 // Invariants:
 //   - The package is pure.
-//   - A policy with the rules allows the connections. Some connections can't be named by a policy's ports: Rules
-//     returns them separately.
+//   - A policy with the rules allows the connections, except those that a policy's ports can't name. Rules returns
+//     these connections separately.
 //   - The rules allow each peer only the ports of its own connections.
 package propose
 

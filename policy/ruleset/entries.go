@@ -63,7 +63,6 @@ func (e Entries) WithAll(added ...Entry) Entries {
 	return Entries{e.of.WithAll(EntriesOf(added...).of)}
 }
 
-// First returns the first n entries.
 func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
 
 // UpTo returns the number of entries up to the last entry of o, in the order of Element.Compare.

@@ -43,7 +43,7 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// TestHasAddress compares HasAddress with a look at each entry.
+// TestHasAddress: HasAddress gives the same result as a look at each entry.
 func TestHasAddress(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 200 {

@@ -226,8 +226,8 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match for the set. Its group is none if there is no such set, or if sets of this kind can't
-// contain the part m.By.
+// member returns the match for the set. Its group is none if set is nil, or if sets of this kind can't contain the part
+// m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {

@@ -25,7 +25,7 @@ type Refused map[Refusal]string
 // Kind is a part of a rule. A kernel that doesn't support the part refuses all rules with it.
 type Kind struct {
 	Name string
-	Rule Rule // an example with no other part
+	Rule Rule // an example of a rule with only this part
 }
 
 // Kinds returns the parts of a policy's rule: the match of the peer, and the match of the port.

@@ -86,7 +86,7 @@ type Shape string
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and honest ICMP errors. An error is honest if its receiver
+	// HonestICMP packets are honest ICMP errors, and ICMP packets that are no errors. An error is honest if its receiver
 	// has really sent the packet that the error is about, and has sent it to the error's sender. Redirects don't match,
 	// and later fragments don't match.
 	//

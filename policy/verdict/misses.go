@@ -31,7 +31,7 @@ type Miss struct {
 // LabelChange gives a label a value. An empty Key means that there is no change to apply.
 type LabelChange struct{ Key, Value string }
 
-// Apply returns the labels with the change.
+// Apply returns a copy of the labels with the change.
 func (c LabelChange) Apply(labels map[string]string) map[string]string {
 	changed := maps.Clone(labels)
 	if changed == nil {

@@ -98,8 +98,8 @@ func TestContact(t *testing.T) {
 	}
 }
 
-// TestContactIsPatient: Contact returns the statuses 410 and 429 as errors only if the API server answers with nothing
-// else for the time patience.
+// TestContactIsPatient: Contact returns the statuses 410 and 429 as errors only if the API server gives no other answer
+// for a minute (patience).
 func TestContactIsPatient(t *testing.T) {
 	source := &Source{}
 	answer := func(code int) {
@@ -114,7 +114,7 @@ func TestContactIsPatient(t *testing.T) {
 	}
 	told := func(after time.Duration) bool { return source.contact.at(time.Now().Add(after)) != nil }
 	for _, code := range []int{http.StatusGone, http.StatusTooManyRequests} {
-		for range 2 { // the second answer doesn't restart the time patience
+		for range 2 { // the second answer doesn't restart the minute
 			if answer(code); told(0) {
 				t.Errorf("%d counts as an error at once", code)
 			}
@@ -134,7 +134,7 @@ func TestContactIsPatient(t *testing.T) {
 }
 
 // TestContactTellsOfIncompleteLists: if the API server accepts each watch, but breaks off its stream of all pods,
-// Contact returns an error after the time patience.
+// Contact returns an error after a minute (patience).
 func TestContactTellsOfIncompleteLists(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)

@@ -38,7 +38,7 @@ const (
 type entry struct {
 	where  string // such as "document 2, items[3]"
 	object string // kind, namespace and name, as far as they could be read
-	key    string // object, or empty if no other version of the object needs to be found
+	key    string // equal to object; empty if other versions of the object don't matter
 	name   string // the name of a policy with a namespace that can't be read
 
 	namespace  *policy.Namespace
