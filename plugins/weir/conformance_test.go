@@ -270,8 +270,10 @@ func byHand(t *testing.T, n *nodetest.Node, spec, netns string) {
 	}
 	if knows(spec, "GC") {
 		silent("STATUS", config(spec))
-		silent("GC", config(spec, `"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]`))
-		silent("CHECK", config(spec, prev))
+		for _, key := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
+			silent("GC", config(spec, `"`+key+`": [{"containerID": "c1", "ifname": "eth0"}]`))
+			silent("CHECK", config(spec, prev))
+		}
 		silent("GC", config(spec, `"cni.dev/valid-attachments": []`))
 		if got := invoke(t, n, container(n, "CHECK", "c1", netns), config(spec, prev)); got.Code != 3 {
 			t.Errorf("CHECK after GC: %s; want code 3", got.stdout)

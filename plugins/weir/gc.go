@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -11,17 +12,20 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them.
+// gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them, and
+// so does a missing list: cnitool's gc sends none. The CNI specification 1.1.0 first called the list
+// cni.dev/attachments. libcni sends both keys, but another runtime may send only the first one.
 func gc(args *call) error {
 	var c struct {
-		Name  string               `json:"name"`
-		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
+		Name    string               `json:"name"`
+		Valid   []types.GCAttachment `json:"cni.dev/valid-attachments"`
+		Earlier []types.GCAttachment `json:"cni.dev/attachments"`
 	}
 	if err := json.Unmarshal(args.StdinData, &c); err != nil {
 		return refuse(types.ErrDecodingFailure, "cni.dev/valid-attachments can't be read: %v", err)
 	}
 	valid := make(map[string]bool, len(c.Valid))
-	for _, a := range c.Valid {
+	for _, a := range slices.Concat(c.Valid, c.Earlier) {
 		id := endpoint.ID(a.ContainerID, a.IfName)
 		err := endpoint.CheckID(id)
 		if errors.Is(err, endpoint.ErrTooLong) { // ADD refuses an ID that is too long, so no attachment has this ID
