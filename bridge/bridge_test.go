@@ -449,7 +449,7 @@ func TestPortExists(t *testing.T) {
 }
 
 // TestPodAddressesDuringACleanup: PodAddresses skips namespaces that the kernel is deleting. The kernel still lists the
-// links that lead there.
+// links that lead to such namespaces.
 func TestPodAddressesDuringACleanup(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -93,7 +93,7 @@ func (b weirBridge) acceptsMAC(o *Observed, br Link) bool {
 }
 
 // portsMTU returns the MTU that weir0 should have. The kernel sets a bridge's MTU to the smallest MTU of the bridge's
-// ports (br_mtu_auto_adjust in net/bridge/br_if.c).
+// ports (br_mtu_auto_adjust in net/bridge/br_if.c). Without ports, portsMTU returns weir0's present MTU.
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {

@@ -21,7 +21,7 @@ func MarkEnding(id string) (*Endpoint, error) {
 	return load(endingPath(id), id)
 }
 
-// Remove deletes the record. It returns nil if there is none.
+// Remove deletes the record. It returns nil if there is no record.
 func Remove(id string) error {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -134,8 +134,8 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	return f, nil
 }
 
-// Load reads the record of an attachment that isn't ending. It returns fs.ErrNotExist if there is none, and ErrBroken
-// if it can't be understood.
+// Load reads the record of an attachment that isn't ending. It returns fs.ErrNotExist if there is no record, and
+// ErrBroken if the record can't be understood.
 func Load(id string) (*Endpoint, error) { return load(path(id), id) }
 
 func load(path, id string) (*Endpoint, error) {

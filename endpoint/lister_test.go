@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLister: List shows each change of a record's file, even one that keeps the file's size.
+// TestLister: List shows each change of a record's file, even a change that keeps the file's size.
 func TestLister(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

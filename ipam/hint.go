@@ -100,16 +100,16 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. If that fails, the bit stays clear, and the function next reads
-// the address's link each time.
+// mark sets the address's bit, unless h is read-only. If setting the bit fails, the bit stays clear, and the function
+// next reads the address's link each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears the address's bit. If that fails, it deletes all bitmaps, because the function next would skip a free
-// address with a set bit.
+// unmark clears the address's bit. If clearing the bit fails, unmark deletes all bitmaps, because the function next
+// would skip a free address with a set bit.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)

@@ -172,7 +172,7 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address.
+// TestBothFamilies: a pod gets one address of each family, or no address if a family has no free address.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -140,8 +140,8 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, and every free
-// one can be assigned.
+// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, and every free address
+// can be assigned.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -227,7 +227,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsFollow: assigned addresses have a set bit, and released ones have a clear bit.
+// TestTheBitmapsFollow: assigned addresses have a set bit, and released addresses have a clear bit.
 func TestTheBitmapsFollow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

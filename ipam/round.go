@@ -66,8 +66,8 @@ func recordLast(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// lastAssigned returns the last assigned address. It returns the zero Addr if no link can be read or its target isn't
-// an address.
+// lastAssigned returns the last assigned address. It returns the zero Addr if the link can't be read, or if the link's
+// target isn't an address.
 func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {

@@ -44,7 +44,7 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 	if err := d.open(); err != nil {
 		return err
 	}
-	// If a part of the list is still in the socket, no other request can use the socket, so Dump closes it.
+	// If a part of the list is still in the socket, no other request can use the socket, so Dump closes the socket.
 	whole := false
 	defer func() {
 		if !whole {

@@ -13,9 +13,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// All yields the entries of the connection table. An entry is valid until the next one is yielded. If the table can't
+// All yields the entries of the connection table. An entry is valid until the next entry is yielded. If the table can't
 // be read completely, the last element is an error. All allocates no memory for an entry, because a node may have
-// hundreds of thousands.
+// hundreds of thousands of entries.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }

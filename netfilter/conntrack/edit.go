@@ -33,7 +33,7 @@ func NewEdit(c Connection, o Operation) Edit {
 }
 
 // Apply makes the edits with one system call. If an edit fails, Apply repeats each edit with a call of its own, and
-// returns an error or nil for each. If all succeed, it returns nil. It is no error if an entry is gone.
+// returns an error or nil for each edit. If all edits succeed, Apply returns nil. It is no error if an entry is gone.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {

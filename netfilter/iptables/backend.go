@@ -27,6 +27,6 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
-// Knows reports whether the driver has made the change with this generation, or has read the tables since (see
-// nftnl.KnownChanges).
+// Knows reports whether the driver has made the change with this generation, or has read the tables after this change
+// (see nftnl.KnownChanges).
 func (d *Driver) Knows(generation uint32) bool { return d.known.Has(generation) }
