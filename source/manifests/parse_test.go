@@ -177,8 +177,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads some labels as booleans or numbers. For these, Parse must return an
-// error or the label exactly as written.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads some labels as booleans or numbers. For such labels, Parse must return
+// an error or the label exactly as written.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -188,8 +188,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains: if a bad document is between two good ones, the error says where the bad document is, and Parse
-// still returns the objects of the good ones.
+// TestParseComplains: if a bad document is between two good documents, the error says where the bad document is, and
+// Parse returns the objects of the good documents.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +

@@ -164,9 +164,9 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields outside of metadata and status that are given twice. The policy then allows nothing.
-// If policyTypes is given twice, the policy also isolates both directions. If a field outside of policyTypes, ingress
-// and egress is given twice, the policy also selects all pods of its namespace.
+// reportDuplicates reports fields outside of metadata and status that are given twice. A policy with such fields allows
+// nothing. If policyTypes is given twice, the policy also isolates its pods in both directions. If a field outside of
+// policyTypes, ingress and egress is given twice, the policy also selects all pods of its namespace.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

@@ -150,7 +150,7 @@ func checkSingle(doc []byte) error {
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
 // mayContainPolicy reports whether a text that can't be parsed may have a policy. It returns false only if the text
-// names kinds, and none of them can contain a policy.
+// names kinds, and no named kind can contain a policy.
 func mayContainPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
@@ -196,9 +196,9 @@ func duplicatesInYAML(doc []byte) []string {
 const maxDuplicates = 16 << 20
 
 type duplicateFinder struct {
-	path   []string // path of the current field
+	path   []string
 	fields []string
-	size   int // total length of fields in bytes
+	size   int // sum of the lengths of the texts in fields
 }
 
 func (t *duplicateFinder) findInYAML(v any) {

@@ -26,8 +26,8 @@ type workloadSpec struct {
 	ManualSelector bool   `json:"manualSelector"`
 }
 
-// addWorkload reads an object that makes pods, such as a Deployment. If its name, namespace or template can't be read,
-// its pods are unknown, and therefore closed.
+// addWorkload reads an object that makes pods, such as a Deployment. If the name, the namespace or the template of the
+// object can't be read, its pods are unknown, and therefore closed.
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}

@@ -75,7 +75,7 @@ func upward(arrows []arrow) (wrong []string) {
 		switch {
 		case forTests(a.to):
 			wrong = append(wrong, fmt.Sprintf("%s: %s imports %s, which is for tests", a.at, a.from, a.to))
-		case !known && slices.Contains(outside, room(a.from)): // such a folder may import any package
+		case !known && slices.Contains(outside, room(a.from)): // a folder in outside may import any package
 		case !known:
 			wrong = append(wrong, fmt.Sprintf("%s: %s is on no floor", a.at, room(a.from)))
 		case !inHouse:

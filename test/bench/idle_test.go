@@ -136,7 +136,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 }
 
 // countChanges counts changes of links, neighbours, addresses and routes. It ignores neighbours that aren't permanent,
-// because the kernel itself changes these.
+// because the kernel itself changes such neighbours.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

@@ -73,7 +73,7 @@ func (w *workload) isolated(egress bool) []string {
 	return slices.Sorted(maps.Keys(groups))
 }
 
-// flat returns one list of rules for each direction, as weave-npc makes it. See
+// flat returns one list of rules for each direction, like weave-npc. See
 // https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md there.
 func (w *workload) flat() text {
 	var b strings.Builder
@@ -122,8 +122,8 @@ func (w *workload) flat() text {
 	return text{sets: sets, rules: b.String() + "COMMIT\n"}
 }
 
-// podChains returns a chain for each pod and each policy, as kube-router makes them. A mark says that a policy has
-// allowed the packet. See https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md
+// podChains returns a chain for each pod and each policy, like kube-router. A mark says that a policy has allowed the
+// packet. See https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md
 func (w *workload) podChains() text {
 	var chains, rules strings.Builder
 	chains.WriteString("*filter\n:ROUTER-FORWARD - [0:0]\n")

@@ -44,7 +44,7 @@ type packetNode struct {
 	listener       int    // TCP socket of the server
 	datagrams      int    // UDP socket of the server
 	queue          *queue // gives verdicts in user space; nil if the rules have no queue
-	buf            []byte // the server's buffer
+	buf            []byte
 }
 
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {

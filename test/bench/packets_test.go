@@ -22,8 +22,8 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// filter is a packet filter to measure. build writes its rules on a node that already has anyNode's rules. guard is
-// true if the node also gets weir's guard.
+// filter is a packet filter to measure. build writes its rules on a node that already has the rules of anyNode. guard
+// is true if the node also gets weir's guard.
 type filter struct {
 	name  string
 	guard bool
@@ -98,7 +98,7 @@ func filters() []filter {
 }
 
 // TestPackets compares packet filters by the processor time of connections and packets. Each filter takes turns with a
-// node that has only anyNode's rules. The result is the ratio of the two times.
+// node that has only the rules of anyNode. The result is the ratio of the two times.
 func TestPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

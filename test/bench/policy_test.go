@@ -19,10 +19,10 @@ import (
 var pairs = flag.Int("pairs", 30, "how often an agent with each backend is measured")
 
 const (
-	pause     = 200 * time.Millisecond // before each change of the rounds with pauses
+	pause     = 200 * time.Millisecond // time before each change, in rounds with pauses
 	quiets    = 5                      // number of rounds with pauses in each turn
 	row       = 20                     // number of rounds without pauses in each turn
-	interval  = 100 * time.Microsecond // between two packets of a flow
+	interval  = 100 * time.Microsecond // time between two packets of a flow
 	lastWords = 20 * time.Millisecond  // a flow counts as denied if none of its packets has arrived for this long
 )
 

@@ -25,7 +25,7 @@ type workload struct {
 
 type allow struct {
 	egress      bool
-	pods, peers string // names of groups
+	pods, peers string // keys of workload.groups
 	ports       []portRange
 	blocks      []string // more peers, with their own ports
 	blockPorts  []portRange

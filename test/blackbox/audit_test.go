@@ -68,8 +68,8 @@ func TestAudit(t *testing.T) {
 		_, err := n.Ctl("drops")
 		return err
 	})
-	n.Reach(web, db.IP+":5432", true)    // the audited policy allows it
-	n.Reach(batch, shut.IP+":80", false) // an enforced policy drops it
+	n.Reach(web, db.IP+":5432", true)    // the audited policy allows this connection
+	n.Reach(batch, shut.IP+":80", false) // an enforced policy denies this connection
 	unanswered(t, batch, db.IP+":9", 20)
 	// These are single connections, because the test counts them.
 	nodetest.Greeting(t, batch.Netns, db.IP+":5432")

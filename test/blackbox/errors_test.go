@@ -71,7 +71,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 		}
 		return nil
 	})
-	time.Sleep(3 * time.Second) // the agent tries again in this time
+	time.Sleep(3 * time.Second) // in this time, the agent applies its rules again
 	if log := n.AgentLog(); len(log) > 32<<10 || !strings.Contains(log, "-A WEIR-POSTROUTING ") {
 		t.Errorf("the log has %d bytes, and should have few, and the line that is wrong: %.3000s", len(log), log)
 	}

@@ -42,8 +42,8 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends count datagrams of 8 KB to the other pod, at equal intervals within the time spread. It returns how many
-// of them arrive.
+// arrive sends count datagrams of 8 KB to the other pod, at equal intervals within the time spread. It returns the
+// number of datagrams that arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))

@@ -82,7 +82,7 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 }
 
 // awaited waits up to ten seconds for a first datagram, and fails the test if none arrives. Then it collects more
-// datagrams with heard. It returns them all.
+// datagrams with heard. It returns all datagrams.
 func (m *mailbox) awaited(t *testing.T) []string {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -313,7 +313,7 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// repaired damages the guard's tables with a command of nft. It returns the time until they are whole again.
+// repaired damages the guard's tables with a command of nft. It returns the time until the tables are whole again.
 func repaired(t *testing.T, n *nodetest.Node, command string) time.Duration {
 	t.Helper()
 	before := nodetest.Run(t, "nft", "-s", "list", "chains")

@@ -46,7 +46,7 @@ func TestHeldPackets(t *testing.T) {
 		packet := queue.Next(t)
 		n.Manifest("deny.yaml", denyAllIngress)
 		holds(true)
-		time.Sleep(2 * time.Second) // until the agent's walks after the change are over
+		time.Sleep(2 * time.Second) // until the agent has looked for connections to cut
 		arriving := nodetest.Sniff(t, server.Netns, "eth0")
 		queue.Accept(t, packet)
 		n.Eventually(fmt.Sprintf("the held packet arrives at %s", address), func() error {

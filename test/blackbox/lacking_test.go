@@ -63,8 +63,8 @@ func TestStatusWithoutAgentAndIpset(t *testing.T) {
 	}
 }
 
-// TestMissingModules: if the kernel can't load the module bridge or veth, the error of ADD says so. The test renames
-// the kind of link in the message to the kernel.
+// TestMissingModules: if the kernel can't load the module bridge or veth, the error of ADD names the module. The test
+// renames the kind of link in the message to the kernel.
 func TestMissingModules(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

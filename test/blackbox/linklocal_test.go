@@ -137,7 +137,8 @@ func linkLocalOfTheNode(t *testing.T, n *nodetest.Node) {
 }
 
 // TestLinkLocalOfClosedPods: by link-local addresses, a pod reaches neither the node nor an unknown host, and the host
-// doesn't reach the pod. This holds if the pod started without an agent, and if its record is damaged.
+// doesn't reach the pod. The test checks this for a pod that started without an agent, and for a pod whose record is
+// damaged.
 func TestLinkLocalOfClosedPods(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -287,7 +288,7 @@ func TestLinkLocalMACsBehindBridge(t *testing.T) {
 	toBridge := hostOf(linkLocalOf(n, nodetest.Self, "cni0"))
 	service := listen(t, nodetest.Self, "udp", ":9999")
 	var frames [][]byte
-	for last := byte(1); last < 16; last++ { // the bridge's hooks see frames to the MAC that ends in 0
+	for last := byte(1); last < 16; last++ { // not 0: the bridge's hooks see frames to the MAC that ends in 0
 		for _, from := range []struct{ src, dst string }{
 			{own, toPort},
 			{own, toBridge},

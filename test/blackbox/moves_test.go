@@ -61,7 +61,7 @@ type moves struct {
 	traffic          sync.WaitGroup
 	tried, forbidden atomic.Int64 // how many allowed and forbidden connections were attempted
 	harmed, letIn    atomic.Int64
-	harm             sync.Map // the last failure of each kind of allowed connections
+	harm             sync.Map // the last error of each kind of allowed connections
 	sent             func() int
 	arrived          []func() int // counters of the client's first packets at the server and at the host outside
 }
@@ -281,8 +281,8 @@ func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func(
 	}()
 }
 
-// end ends the traffic. The test fails if an allowed connection was harmed, or a forbidden one was let through, or a
-// first packet of an allowed connection was dropped.
+// end ends the traffic. The test fails if an allowed connection was harmed, or a forbidden connection was let through,
+// or a first packet of an allowed connection was dropped.
 func (m *moves) end() {
 	m.Helper()
 	close(m.stop)
@@ -388,7 +388,7 @@ func TestKilledBeforeASetIsFilled(t *testing.T) {
 	type phase struct {
 		kill   int    // the process to kill, or 0
 		before string // beginning of a set's name: the phase waits for an entry of such a set
-		do     func() // nil if a process is to be killed
+		do     func() // called before the entry is added; nil if a process is to be killed
 	}
 	var now atomic.Pointer[phase]
 	killed := make(chan string, 1)

@@ -171,7 +171,7 @@ func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 		hostOf(linkLocalOf(n, server.Netns, "eth0")): "2001:db8::2",
 	}
 	own := map[string]string{server.IP: "192.0.2.2", server.IP6: "2001:db8::2"}
-	isOwn := func(src string) bool { return own[src] != "" } // packets from other addresses may come late
+	isOwn := func(src string) bool { return own[src] != "" } // ignores late packets from other addresses
 	for src, dst := range foreign {
 		n.Eventually("a packet from "+src+" arrives", func() error {
 			send(src, dst)

@@ -58,7 +58,8 @@ func TestAFullConnectionTable(t *testing.T) {
 	status(false)
 }
 
-// fillTable fills the connection table with connections that the kernel doesn't forget. None of them is a pod's.
+// fillTable fills the connection table with connections that the kernel doesn't forget. None of these connections
+// belongs to a pod.
 func fillTable(t *testing.T) {
 	t.Helper()
 	number := func(name string) int {

@@ -39,7 +39,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	n.StartAgent()
 
 	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() { // the kernel reports each of these changes, which makes the agent resync
+	go func() { // the kernel reports each of these changes, and so the agent resyncs
 		defer close(stopped)
 		for {
 			select {

@@ -196,7 +196,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// The link is made to accept router advertisements, so that the test would notice one that arrives.
+	// The link is made to accept router advertisements, so that the test would notice an advertisement that arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")

@@ -204,7 +204,7 @@ func (r *reader) await(n *node, quiet *sender) {
 	})
 }
 
-// single makes quiet send packets one by one. For each, it returns how long it took until a line showed the packet.
+// single makes quiet send packets one by one. For each packet, it returns the time until a line showed the packet.
 func (r *reader) single(n *node, quiet *sender) (took []time.Duration) {
 	n.Helper()
 	for i := range *rounds {

@@ -18,8 +18,8 @@ var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to 
 // mostSlower is the largest ratio that still counts as unchanged on a busy machine.
 const mostSlower = 1.1
 
-// TestPaired compares an agent that reads drops with one that doesn't: how long ADD and changes of policies take during
-// a flood.
+// TestPaired compares an agent that reads drops with an agent that doesn't read drops: how long ADD and changes of
+// policies take during a flood.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -63,7 +63,7 @@ func TestPaired(t *testing.T) {
 		}
 	}
 	for _, k := range kinds {
-		// The lower quartile is printed too: other programs on a busy machine delay the quickest samples least.
+		// The lower quartile is printed beside the median: other programs on a busy machine delay the quickest samples least.
 		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
 		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
 			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))

@@ -144,7 +144,7 @@ func workers(t *testing.T) []node {
 	for _, i := range list.Items {
 		n := node{name: i.Metadata.Name}
 		for _, a := range i.Status.Addresses {
-			// The first address, because a node may have one of each family.
+			// Take the first address: a node may have an address of each family.
 			if a.Type == "InternalIP" && !n.address.IsValid() {
 				n.address = netip.MustParseAddr(a.Address)
 				n.subnet = netip.PrefixFrom(n.address, 24).Masked()

@@ -41,7 +41,7 @@ func denied(t *testing.T, name string) (ns string, client, server node, wget fun
 	}
 }
 
-// restartAgent deletes the agent's pod on the node, and waits until another one is ready.
+// restartAgent deletes the agent's pod on the node, and waits until another agent is ready.
 func restartAgent(t *testing.T, node string) {
 	t.Helper()
 	args := []string{

@@ -44,8 +44,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// If a second SYN was answered, the first one was dropped, and the connection counts as wrong. The timeout of
-			// the client friend is long, because the machine may be busy.
+			// If a second SYN was answered, the first SYN was dropped, and the connection counts as wrong. The timeout of the
+			// client friend is long, because the machine may be busy.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})

@@ -83,7 +83,8 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// startServer starts the pods of the manifest labelled: the server on one node, its friend and the stranger on another.
+// startServer starts the pods of the manifest labelled: the server on one node, and the pods friend and stranger on
+// another node.
 func startServer(t *testing.T, ns string, server, clients node) {
 	t.Helper()
 	start(t,
@@ -92,7 +93,7 @@ func startServer(t *testing.T, ns string, server, clients node) {
 		pod{Namespace: ns, Name: "stranger", Node: clients.name, Labels: "app: stranger", Image: probe, Command: idle})
 }
 
-// TestReboot: if a worker reboots, a pod on it gets a new address, and its policy still applies.
+// TestReboot: if a worker reboots, a pod on this worker gets a new address, and the policy still applies to the pod.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")

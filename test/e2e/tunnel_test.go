@@ -111,8 +111,8 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// This last packet must be accepted. It shows that the packets of this test are valid, and that earlier ones would
-	// have arrived.
+	// This last packet must be accepted. It shows that the packets of this test are valid, and that the earlier packets
+	// could have arrived.
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

@@ -218,7 +218,7 @@ func TestCheckNamesWhatIsBroken(t *testing.T) {
 		_, err := run(t.Context(), "", scripts+"kubectl", "weir", "check")
 		return err
 	}
-	eventually(t, time.Minute, "the check finds nothing", check) // the first may fail, because a busy machine answers late
+	eventually(t, time.Minute, "the check finds nothing", check) // a first check may fail on a busy machine
 	victim := workers(t)[1].name
 	for _, command := range []string{
 		"add table inet broken", "add chain inet broken in { type filter hook input priority -500 ; }",

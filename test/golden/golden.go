@@ -62,7 +62,7 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses YAML documents. It doesn't validate NetworkPolicies, so that tests can have invalid ones.
+// Objects parses YAML documents. It doesn't validate NetworkPolicies, so that tests can have invalid policies.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects

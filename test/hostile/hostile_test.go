@@ -167,7 +167,7 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report compares the results with docs/hostile-pod.md, which must have each class. If documentedFrames is true, the
+// report compares the results with docs/hostile-pod.md. The page must have each class. If documentedFrames is true, the
 // page's numbers of frames must also be right.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()

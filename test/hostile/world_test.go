@@ -22,11 +22,11 @@ const (
 	tcpPort = 7778
 )
 
-// world is a node with the hostile pod E, two other pods, and a host outside that is also the other node. The strings
-// are paths of network namespaces.
+// world is a node with the hostile pod E, two other pods, and a host outside. This host is also the other node of the
+// cluster. The strings are paths of network namespaces.
 type world struct {
 	node, e, victim, third, outside string
-	has4, has6                      bool // the families of the pods
+	has4, has6                      bool // whether the pods have IPv4 and IPv6
 
 	eMAC, victimMAC, thirdMAC, bridgeMAC, portMAC, uplinkMAC, tunnelMAC, peerTunnelMAC net.HardwareAddr
 

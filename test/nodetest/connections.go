@@ -91,8 +91,8 @@ func tuple(kind int, src, dst netip.Addr, proto uint8, sport, dport uint16) *nl.
 	return t
 }
 
-// Dump returns the number of entries of the connection table. It doesn't parse them, so the kernel takes nearly all of
-// the time.
+// Dump returns the number of entries of the connection table. It doesn't parse the entries, so the kernel takes nearly
+// all of the time.
 func Dump(t testing.TB) (entries int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)

@@ -53,7 +53,7 @@ func ListSets() (string, error) {
 //go:embed testdata/flush-checks
 var flushChecks string
 
-// ListChecks lists the rules that check IPv4 packets. The list may have other rules too.
+// ListChecks lists rules: at least all rules that check IPv4 packets.
 func ListChecks() (string, error) {
 	if Nftables() {
 		return Try("nft", "list", "table", "ip", "weir")

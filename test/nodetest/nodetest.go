@@ -35,7 +35,7 @@ const Self = "/run/node.netns"
 //	    return
 //	  }
 //
-// If the machine can't make such a node, the test fails. It is never skipped.
+// If the machine can't make such a node, the test fails. Isolated never skips the test.
 func Isolated(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(inside) == t.Name() {
@@ -90,7 +90,7 @@ func setUp(t *testing.T) {
 		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
-		{"tmpfs", "/var/lib", "tmpfs", 0}, // CNI plugins keep state here that outlives a reboot
+		{"tmpfs", "/var/lib", "tmpfs", 0}, // here, CNI plugins keep state that outlives a reboot
 	} {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			t.Fatalf("mount %s: %v", m.target, err)

@@ -287,8 +287,9 @@ func greeting(conn net.Conn, within time.Duration) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach waits until the pod can connect to the TCP address. If want is false, it waits until two attempts in a row
-// have failed, because on a busy machine one may fail although its packets pass. After three minutes, the test fails.
+// Reach waits until the pod can connect to the TCP address. If want is false, it waits until two attempts in a row have
+// failed, because on a busy machine a single attempt may fail although its packets pass. After three minutes, the test
+// fails.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -324,7 +325,8 @@ func reach(t testing.TB, netns, address string, greeted bool) error {
 	return err
 }
 
-// atLast is how long Eventually waits. It is long enough for a machine that is twenty times slower than usual ones.
+// atLast is how long Eventually waits. It is long enough for a machine that is twenty times slower than a usual
+// machine.
 const atLast = 3 * time.Minute
 
 // Eventually calls f until f returns nil. After three minutes, the test fails.

@@ -15,12 +15,12 @@ import (
 type attacked struct {
 	ADD, Deny           []float64 // of other tenants in ms, before the attack
 	ADDUnder, DenyUnder []float64
-	Memory              memory // at the end of the attack
+	Memory              memory // the agent's memory at the end of the attack
 }
 
 // attack carries out the attack, and ends it. It measures another tenant's ADD, and the time until a new policy of that
-// tenant denies packets. rounds is the number of measurements before the attack, and again during it. During the
-// attack, one of the attacker's policies changes before each measurement.
+// tenant denies packets. rounds is the number of measurements before the attack, and of those during the attack. During
+// the attack, one of the attacker's policies changes before each measurement.
 func (n *node) attack(a cluster.Attack, rounds int) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

@@ -392,7 +392,7 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background replaces the running stream. If rate is 0, it only ends the running one.
+// background replaces the running stream. If rate is 0, it only ends the running stream.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()

@@ -88,8 +88,8 @@ type probe struct {
 	sent []time.Time // when each packet was sent, by the packet's number
 }
 
-// awaitRun sends packets until holds packets in a row have arrived. If arrive is false, the packets must be dropped
-// instead. first is the time at which the first packet of this row was sent.
+// awaitRun sends packets until holds packets in a row have arrived. If arrive is false, it waits until holds packets in
+// a row have been dropped. first is the time at which the first packet of this row was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -103,7 +103,7 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 		var number [8]byte
 		binary.BigEndian.PutUint64(number[:], uint64(len(p.sent)))
 		p.sent = append(p.sent, time.Now())
-		_, _ = p.conn.Write(number[:]) // EPERM if a rule drops the packet before it leaves
+		_, _ = p.conn.Write(number[:]) // fails with EPERM if a rule drops the packet
 		if len(p.sent)%20 == 0 {
 			if _, ok := p.row(arrive, from); ok {
 				time.Sleep(5 * late) // waits for packets that count as dropped, but are only late

@@ -59,8 +59,8 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// attacks returns a table for each agent and cluster: the medians during each attack, and their ratios to those without
-// an attack.
+// attacks returns a table for each agent and cluster: the medians during each attack, and their ratios to the medians
+// without an attack.
 func (r *runs) attacks() string {
 	var b strings.Builder
 	sizes, agents := r.columns()
@@ -92,7 +92,7 @@ func (r *runs) attacks() string {
 }
 
 // perPod says how much memory each additional pod takes, between the smallest cluster with at least 1,000 pods and the
-// largest. It returns "" if there are fewer than two such clusters.
+// largest cluster. It returns "" if there are fewer than two such clusters.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {

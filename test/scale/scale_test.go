@@ -91,7 +91,7 @@ type orchestrator struct {
 
 type remoteNode struct {
 	t     *testing.T
-	agent string // "now" or "before"
+	agent string // "now", or "before" for programs of another commit
 	pods  int
 	cmd   *exec.Cmd
 	log   string

@@ -164,7 +164,7 @@ func (n *node) versions() []version {
 	return []version{earlier, today, back, earlier, today}
 }
 
-// begin starts the first version, attaches pods, and starts the traffic between them.
+// begin starts the first version, attaches pods, and starts the traffic between the pods.
 func (n *node) begin(v version) {
 	n.install(v)
 	n.start(v)

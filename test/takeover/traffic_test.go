@@ -110,7 +110,7 @@ func (tr *traffic) keeps(t testing.TB, netns, network, address string) {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	if network == "tcp" {
-		if _, err := conn.Read(make([]byte, 100)); err != nil { // the greeting
+		if _, err := conn.Read(make([]byte, 100)); err != nil { // the server's greeting
 			t.Fatal(err)
 		}
 	}

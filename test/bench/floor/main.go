@@ -1,6 +1,6 @@
 // Command floor does only what every plugin must do. Benchmarks compare plugins with it. "add" makes a veth pair, gives
-// the pod's end an address, and makes a route on the node and one in the pod. "del" deletes the veth pair. floor reads
-// no configuration, stores nothing and checks nothing.
+// the pod's end an address, and makes a route on the node and a route in the pod. "del" deletes the veth pair. floor
+// reads no configuration, stores nothing and checks nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF

@@ -102,9 +102,9 @@ func try(address string, timeout time.Duration) (a Attempt) {
 		_ = raw.Control(func(fd uintptr) {
 			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 				a.Retransmitted = int(info.Total_retrans)
-				// Each SYN has its own timestamp, and the answer repeats it. So if the round trip is longer than the time
-				// after which TCP repeats a SYN, the answer is to the first SYN. A server's second answer repeats the first
-				// SYN's timestamp too, so this can't tell a late first answer from a lost one.
+				// Each SYN has its own timestamp, and the answer repeats it. So if the round trip is longer than the time after
+				// which TCP repeats a SYN, the answer is to the first SYN. A server's second answer repeats the first SYN's
+				// timestamp too, so Late is true for a late first answer and for a lost first answer.
 				a.Late = a.Retransmitted > 0 && time.Duration(info.Rtt)*time.Microsecond > repeatsSYN-100*time.Millisecond
 			}
 		})

@@ -152,8 +152,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the object with the kind and name of like. It returns the time at which the change was queued for all
-// watches, or false if there is no such object.
+// Update changes the object that has the kind and name of the object like. It returns the time at which the change was
+// queued for all watches, or false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -183,8 +183,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the object with the kind and name of like. It returns the time at which the change was queued for all
-// watches, or false if there is no such object.
+// Delete deletes the object that has the kind and name of the object like. It returns the time at which the change was
+// queued for all watches, or false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -203,7 +203,7 @@ func (s *Server) Delete(like Object) (time.Time, bool) {
 	return time.Now(), true
 }
 
-// Get returns the object with the kind and name of like, or nil.
+// Get returns the object that has the kind and name of the object like, or nil.
 func (s *Server) Get(like Object) Object {
 	r := s.of(like)
 	s.mu.Lock()

@@ -24,7 +24,7 @@ func (b PodBase) Len() int { return b.Pods }
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
-	// This inverts place, because 37 * 73 = 1 modulo 100.
+	// The computation of at inverts the method place, because 37 * 73 = 1 modulo 100.
 	at := (k - ns*13%podsPerNamespace + podsPerNamespace) * 73 % podsPerNamespace
 	return ns*b.perNamespace() + at, ok && at < b.perNamespace()
 }
@@ -180,8 +180,8 @@ func run(p *corev1.Pod, address string) {
 // Run fills in the status of a running pod, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way on which no policy depends. An odd beat makes a running pod not ready, and an
-// even one makes it ready. Beat 0 changes nothing.
+// Beat changes parts of the pod's status on which no policy depends. An odd beat makes a running pod not ready, and an
+// even beat makes it ready. Beat 0 changes nothing.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {
 		return

@@ -16,7 +16,7 @@ import (
 
 // Mix has the proportions of the kinds of events in a stream.
 type Mix struct {
-	// Status events change a pod's status in a way on which no policy depends.
+	// Status events change parts of a pod's status on which no policy depends.
 	Status int
 	// Elsewhere events create, start and delete pods that concern no policy of the measured node.
 	Elsewhere int
