@@ -24,7 +24,7 @@ type chooser struct {
 	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
 	appeared conf.Backend
 	trials   map[conf.Backend]trial
-	// turn returns the lock that a trial of the backend holds; nil if none is needed.
+	// turn returns the lock that a trial of the backend holds; nil if the trial needs no lock.
 	turn func(conf.Backend) sync.Locker
 }
 
@@ -40,9 +40,9 @@ func newChooser(o Options) *chooser {
 	}
 }
 
-// choose returns the backend that suits the node. previous is the backend that was used before; empty if there is
-// none. broken means that the kernel can't be read or changed, so backends that worked at their last trial are tried
-// again.
+// choose returns the backend that suits the node. previous is the backend that was used before; empty if there was no
+// such backend. broken means that the kernel can't be read or changed, so backends that worked at their last trial are
+// tried again.
 func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool) (choice.Choice, error) {
 	if c.Backend != "" {
 		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil

@@ -14,7 +14,7 @@ import (
 )
 
 type conflist struct {
-	mtu int // the MTU of pods' links in the configuration that the agent last wrote; 0 if it wrote none
+	mtu int // the MTU of pods' links in the configuration that the agent last wrote; 0 before the first write
 }
 
 // writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that

@@ -114,8 +114,8 @@ func (c *cutting) demand(yes bool) {
 	}
 }
 
-// walk starts the walk that is due, or else the restoring that is due. If it is too early, walk sets the pause instead.
-// The kernel must already have the rules of snapshots.target.
+// walk starts the walk that is due, or else the restoring that is due. If it is too early, walk sets the timer pause
+// instead. The kernel must already have the rules of snapshots.target.
 func (a *agent) walk() {
 	c := &a.cutting
 	if c.walking {

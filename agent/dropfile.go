@@ -22,7 +22,7 @@ type dropFile struct {
 	most   int64
 	file   *os.File
 	size   int64
-	failed bool // whether the last write failed
+	failed bool
 }
 
 // write appends the drops to the file. Of several errors in a row, it logs only the first.

@@ -21,7 +21,7 @@ type explainer struct {
 	snapshots *snapshots
 	status    *atomic.Pointer[status]
 	node      string
-	one       chan struct{} // has room for one question: the one that is being answered
+	one       chan struct{} // has an element while a question is being answered
 	// An answer with all objects may have a hundred megabytes, so only one is sent at a time.
 	sending chan struct{}
 }

@@ -35,7 +35,7 @@ type flowLog struct {
 	recording    bool
 	why          string // why the agent doesn't record, although a recording is ordered
 	unknown      uint64
-	stop         context.CancelFunc // ends the recording; nil if there is none
+	stop         context.CancelFunc // ends the running recording; nil if no recording runs
 }
 
 func newFlowLog() *flowLog { return &flowLog{wake: make(chan struct{}, 1), table: newFlowTable()} }

@@ -14,8 +14,9 @@ const (
 	maxLabels = 32 << 10 // a pod's labels with more bytes are not kept
 )
 
-// flowTable keeps flows, and the room of each flow's source (a pod or an address). When there is no room, the source
-// that takes the most room loses its least recent flow. So a source with many flows pushes out only its own flows.
+// flowTable keeps flows, and counts the room that each source (a pod or an address) takes. When the table is full, the
+// source that takes the most room loses its least recent flow. So a source with many flows pushes out only its own
+// flows.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

@@ -44,8 +44,8 @@ type NodeOptions struct {
 	Overlay overlay.Options
 	// ClusterCIDRs limit the podCIDRs: only podCIDRs within them are accepted. An empty list accepts every podCIDR.
 	ClusterCIDRs []netip.Prefix
-	// Conflist is the path of the runtime's network configuration, which the agent writes. If it is empty, the agent
-	// writes none.
+	// Conflist is the path of the runtime's network configuration, which the agent writes. If the path is empty, the
+	// agent writes no configuration.
 	Conflist string
 }
 

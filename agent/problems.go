@@ -23,8 +23,9 @@ const (
 	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
-	// For heldFor after the engine has listed many problems, changed problems of single objects cause neither a list nor a
-	// reconcile. Otherwise each event of one such object would take time for the problems of all objects.
+	// While there are many problems, each event of an object with a problem would take time for the problems of all
+	// objects. So for heldFor after a list of the problems, a changed problem of one object causes neither a new list
+	// nor a reconcile.
 	heldFor = 10 * manyEvery
 )
 

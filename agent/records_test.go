@@ -170,7 +170,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("after the kernel was read, the second pod is in %q, want %q", got, want)
 	}
-	// If two records on disk have the same address, the later record counts.
+	// Two records on disk have the same address, and the address is assigned to neither attachment. So the later record
+	// counts.
 	s.attachUID("db-0", "1", "10.88.0.9")
 	e, err := endpoint.Load(endpoint.ID("shop.evil2", "eth0"))
 	if err != nil {

@@ -49,7 +49,7 @@ type Drop struct {
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose rule logged the packets. It is empty if the rule's log prefix names none.
+	// Chain is the chain whose rule logged the packets. It is empty if the rule's log prefix names no chain.
 	Chain string `json:"chain,omitempty"`
 	// Policies are the policies that isolate the pod in this direction. With the reason ByAudit, they are the audited
 	// policies that would isolate the pod.

@@ -26,8 +26,8 @@ func FlowsQuery(since time.Duration) string {
 // Flows are the allowed connections that a node's agent has recorded.
 type Flows struct {
 	Node string `json:"node,omitempty"`
-	// Since and Until are the beginning and the end of the last recording. Since is zero if there was none. Until may
-	// be in the future.
+	// Since and Until are the beginning and the end of the last recording. Since is zero if there was no recording.
+	// Until may be in the future.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
 	// Recording is true while the agent records. If it can't record although a recording is ordered, Why is the reason.

@@ -22,9 +22,9 @@ type Expected struct {
 	Netns  string // path of the pod's network namespace
 	MTU    int    // 0 stands for the MTU of the link's end on the node
 	Routes []conf.Route
-	// OnNode and InPod are the interfaces of the last result, including the interfaces of plugins after weir.
+	// OnNode and InPod are the interfaces of CNI's prevResult, including the interfaces of plugins after weir.
 	OnNode, InPod []bridge.Interface
-	// Addresses are the addresses of the last result. They matter only for a chained attachment.
+	// Addresses are the addresses of CNI's prevResult. They matter only for a chained attachment.
 	Addresses []endpoint.Address
 }
 

@@ -103,7 +103,7 @@ func (e *LeftoverError) Error() string {
 
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
-// NoAgentError says for how long no agent has been ready. 0 means that none has been ready since the node was
+// NoAgentError says for how long no agent has been ready. 0 means that no agent has been ready since the node was
 // started.
 type NoAgentError struct{ For time.Duration }
 

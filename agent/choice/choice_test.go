@@ -23,7 +23,7 @@ func TestChoose(t *testing.T) {
 		newest, previous   conf.Backend
 		lack               []conf.Backend // the backends that don't work
 		want               conf.Backend
-		reason             string // a part of the reason
+		reason             string // a text that the reason must contain
 	}{
 		{"in nftables", true, false, none, none, nil, nft, "kube-proxy uses nftables"},
 		{"in nftables, after iptables", true, false, none, ipt, nil, nft, "kube-proxy uses nftables"},

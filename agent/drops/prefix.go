@@ -10,7 +10,7 @@ import (
 
 // Prefix has the meaning of a log prefix: which rule logged the packet, and why.
 type Prefix struct {
-	// Chain is the rule's chain. It is empty if the log prefix names none.
+	// Chain is the rule's chain. It is empty if the log prefix names no chain.
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string

@@ -76,7 +76,7 @@ type Sums struct {
 
 type flowKey struct {
 	*Prefix
-	nflog.Flow        // the source port is 0
+	nflog.Flow        // its source port is 0, so packets from all source ports share a flow
 	link       uint32 // the index of the sender's link if Prefix.ByLink is true, otherwise 0
 }
 
