@@ -78,7 +78,7 @@ func (o Options) Validate() error {
 	return nil
 }
 
-// Path is how packets leave the node for an address.
+// Path says by which link packets to an address leave the node, and how large they may be.
 type Path struct {
 	// MTU is in bytes. It is the smallest MTU of all links and routes that packets may take.
 	MTU int

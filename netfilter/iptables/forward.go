@@ -265,8 +265,8 @@ func legacyProblem(f conf.Family, pods bool) (string, error) {
 // legacyDrop is the number of the verdict DROP in x_tables: -NF_DROP - 1 (net/ipv4/netfilter/ip_tables.c).
 const legacyDrop = -1
 
-// refuses reports whether the chain refuses every packet that none of its rules accepts. The chain's policy may refuse
-// these packets, or a rule without conditions. refuses doesn't follow jumps.
+// refuses reports whether the chain refuses every packet that none of its rules accepts. Then the chain's policy, or a
+// rule without conditions, refuses these packets. refuses doesn't follow jumps.
 func (t *legacyTable) refuses(hook int) (bool, error) {
 	for offset := t.Hooks[hook]; ; {
 		e, err := t.entry(offset)

@@ -162,8 +162,8 @@ type openClasses struct {
 	before, after map[string]bool
 }
 
-// mayBeInBoth reports whether a pod may be in both class sets while the rules change. It may be if the rules for these
-// sets drop nothing, before and after the change.
+// mayBeInBoth reports whether a pod may be in both class sets while the rules change. A pod may be in both sets if the
+// rules for these sets drop nothing, before and after the change.
 func (o *openClasses) mayBeInBoth(from, to string) bool {
 	if from == "" || to == "" {
 		return false

@@ -144,8 +144,8 @@ const (
 	// trialTime limits the search for refused rules. When the time is over, all rules that no trial has accepted count
 	// as refused.
 	trialTime = 10 * time.Second
-	// trialsEach limits the trials for the rules of one namespace. At the limit, all rules in the groups that the kernel
-	// has refused count as refused.
+	// trialsEach limits the trials for the rules of one namespace. At the limit, every rule of a refused group counts as
+	// refused.
 	trialsEach = 64
 	// maxSuspects limits the remembered refusals. If there are more, all of them are forgotten.
 	maxSuspects = 1 << 15
@@ -227,9 +227,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect tries groups of items to find the items that the function try refuses even alone. For each of these, it calls
-// the function tell. trials limits the calls of the function try (0: no limit). At the limit, bisect calls the function
-// tell for every item of the refused groups that are left.
+// bisect tries groups of items to find the items that the function try refuses even alone. For each of these items, it
+// calls the function tell. trials limits the calls of the function try (0: no limit). At the limit, bisect calls the
+// function tell for every item of the remaining refused groups.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

@@ -119,7 +119,7 @@ func (d *Driver) forgetAccepting() {
 	}
 }
 
-// forgetLegacy makes the next Apply check iptables-legacy's rules: the kernel reports no changes of these.
+// forgetLegacy makes the next Apply check iptables-legacy's rules: the kernel reports no changes of these rules.
 func (d *Driver) forgetLegacy() {
 	if d.Legacy != nil {
 		d.Legacy.Forget()

@@ -83,9 +83,9 @@ func (h held) stands(want *table) bool {
 	return true
 }
 
-// decides reports whether the chain ends in a drop, or in the log and return of audited policies. It also returns true
-// if the chain's last rule goes to such a chain: an interrupted change leaves pods in temporary chains of this form
-// (change.through).
+// decides reports whether the chain ends with a rule that drops, or with the two rules of audited policies (log and
+// return). It also returns true if the chain's last rule goes to such a chain: an interrupted change leaves pods in
+// temporary chains of this form (change.through).
 func (h held) decides(chain string) bool {
 	for range maxDepth {
 		c := h.chains[chain]

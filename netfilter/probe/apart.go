@@ -16,9 +16,9 @@ import (
 )
 
 // Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
-// Apart can't make a namespace, it calls the function in the node's own: the agent's container, for example, has no
-// right to make one. Apart returns an error only if a thread couldn't leave the new namespace. The function has run
-// then too, and the thread ends.
+// Apart can't make a namespace, it calls the function in the node's own namespace: the agent's container, for example,
+// has no right to make a namespace. Apart returns an error only if a thread couldn't leave the new namespace. In this
+// case, the function has run, and the thread ends.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
 func Apart(do func()) error {
