@@ -212,7 +212,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		switch n {
 		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
 			e.Apply(policies(egress(1, "more", many(30))))
-		case 10: // the second namespace has made its own set for the rule
+		case 10: // the second namespace has made the other set of the rule both
 			gone := policy.NewDelta()
 			for _, name := range []string{"many", "more"} {
 				gone.Policies[policy.Name{Namespace: "ns1", Name: name}] = nil

@@ -31,8 +31,8 @@ type tenant struct {
 	demands    []*demand // demands that aren't decided yet
 	granted    []*demand
 	problems   problemList
-	usage      amount  // how much its granted demands use
-	afterwards float64 // its share of the node if the next demand is granted
+	usage      amount  // how much the tenant's granted demands use
+	afterwards float64 // the tenant's share of the node if the next demand is granted
 	skipped    float64 // entries of sets that are counted, and for which there was no capacity
 }
 

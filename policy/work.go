@@ -56,7 +56,7 @@ func (w *work) allows(b *budget) bool {
 }
 
 // spend adds the effort to the work done for the namespace. If this compile may do no more work, spend adds nothing and
-// returns false. The last piece of work may exceed the limit.
+// returns false. The last piece of work may exceed the limit. Without a limit, spend adds nothing and returns true.
 func (w *work) spend(b *budget, namespace string, effort float64) bool {
 	switch {
 	case w.unlimited():

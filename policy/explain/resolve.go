@@ -60,7 +60,7 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-// resolveTo returns the object that a connection from the end "from" to r and the port reaches, such as a pod or a
+// resolveTo returns the object that a connection from the end "from" to the port of r reaches, such as a pod or a
 // Service. Several Services may share an address, and each has its own ports. An address of a node may also be an
 // address of Services. If none of these Services has the port, the connection reaches the node.
 func (c *Cluster) resolveTo(r Ref, port Port, from Ref) (Ref, error) {

@@ -54,7 +54,7 @@ func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Rul
 				p.UID = pick(r, []string{"", "one", "two"})
 			case 3:
 				p.Unknown = unknown(r)
-			case 4: // two manifests have the pod
+			case 4: // two manifests of one pod have different labels
 				twin := *p
 				twin.Labels = labels(r)
 				s.Pods = append(s.Pods, twin)

@@ -27,7 +27,7 @@ type failure struct {
 	told  time.Duration
 }
 
-// patience is how long the API server may postpone a watch, or send a list. Usually both take seconds.
+// patience is how long the API server may postpone a watch, or take to send a list. Usually both take seconds.
 const patience = time.Minute
 
 // Transport wraps the HTTP transport of the client (rest.Config.Wrap). For Contact, it records whether the API server

@@ -232,8 +232,8 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.want("Pod default/b app=two")
 }
 
-// TestAFileThatIsBackStaysInForce: a removed file is back within graceTime, but its event waits longer, because the
-// update before it takes long. The file's objects stay in force.
+// TestAFileThatIsBackStaysInForce: a removed file comes back within graceTime, but Run handles the file's event later,
+// because a call of update takes long. The file's objects stay in force.
 func TestAFileThatIsBackStaysInForce(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yaml")
