@@ -90,7 +90,7 @@ func (a *agent) applyOverlay() error {
 	if same && !o.unchecked && a.faults.now[partNodes] == nil {
 		return nil
 	}
-	refusedBefore := len(o.refused) > 0
+	refusedBefore := o.refused
 	applied, err := overlay.New(a.netlink).Apply(o.plan)
 	o.refused = applied.Refused
 	if err == nil && len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
@@ -99,18 +99,22 @@ func (a *agent) applyOverlay() error {
 	if err != nil {
 		return err
 	}
-	if same && !refusedBefore && len(o.refused) == 0 {
-		a.countLacks(applied.Lacks)
+	if same {
+		a.countLacks(applied.Lacks, slices.Concat(refusedBefore, o.refused))
 	}
 	a.reportMoves(o.kernel, o.plan)
 	o.kernel, o.applied, o.unchecked, o.checked = o.plan, o.version, false, time.Now()
 	return nil
 }
 
-func (a *agent) countLacks(lacks []overlay.Lack) {
+// countLacks counts the lacks as repairs, except those to nodes in refused. No other program has removed those parts:
+// they were missing because the kernel refuses or refused them.
+func (a *agent) countLacks(lacks []overlay.Lack, refused []ruleset.Problem) {
 	var all []repair
 	for _, l := range lacks {
-		all = append(all, repair{l.Was, l.Command})
+		if !slices.ContainsFunc(refused, func(p ruleset.Problem) bool { return p.Object == "Node "+l.Node }) {
+			all = append(all, repair{l.Was, l.Command})
+		}
 	}
 	a.countRepairs(bridge.KindOverlay, all)
 }

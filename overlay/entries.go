@@ -85,13 +85,13 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 		}
 		if n := p.neighbour(tunnel); !has[entryOf(n.Family, n)] {
 			has[entryOf(n.Family, n)] = true // several networks of a node may share an entry
-			all.lack(fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.via(), conf.Tunnel, p.Node),
+			all.lackTo(p.Node, fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.via(), conf.Tunnel, p.Node),
 				"ip neigh replace %s lladdr %s dev %s nud permanent", p.via(), n.HardwareAddr, conf.Tunnel)
 			refused.take(p.Node, n, o.h.NeighSet(&n))
 		}
 		if n := p.forwarding(tunnel); !has[entryOf(n.Family, n)] {
 			has[entryOf(n.Family, n)] = true
-			all.lack(fmt.Sprintf("the forwarding entry of %s for node %s is missing", conf.Tunnel, p.Node),
+			all.lackTo(p.Node, fmt.Sprintf("the forwarding entry of %s for node %s is missing", conf.Tunnel, p.Node),
 				"bridge fdb replace %s dev %s dst %s self permanent", n.HardwareAddr, conf.Tunnel, p.Address)
 			refused.take(p.Node, n, o.h.NeighAppend(&n))
 		}
@@ -157,7 +157,8 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // the network's other routes are deleted
 			continue
 		}
-		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())
+		all.lackTo(remote.Node, fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node),
+			"%s", remote.command())
 		// Without a tunnel, the kernel chooses the link by the next hop.
 		if remote.Direct {
 			r.LinkIndex = 0

@@ -36,14 +36,18 @@ type Applied struct {
 }
 
 type Lack struct {
+	// Node is the node to which the part leads. It is empty for parts of the VXLAN device itself.
+	Node string
 	// Was says what was wrong, such as "weir-vxlan is down".
 	Was string
 	// Command is a shell command that would make the part. Apply may set further properties.
 	Command string
 }
 
-func (a *Applied) lack(was, command string, args ...any) {
-	a.Lacks = append(a.Lacks, Lack{was, fmt.Sprintf(command, args...)})
+func (a *Applied) lack(was, command string, args ...any) { a.lackTo("", was, command, args...) }
+
+func (a *Applied) lackTo(node, was, command string, args ...any) {
+	a.Lacks = append(a.Lacks, Lack{node, was, fmt.Sprintf(command, args...)})
 }
 
 // Apply makes the kernel's overlay equal to the plan. If nothing differs, it writes nothing. If the kernel refuses
