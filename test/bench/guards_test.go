@@ -72,7 +72,7 @@ func byName(n *packetNode) string {
 	return inBridge(set+"} }", usual+"iifname . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
 }
 
-// byMap looks up the index of the link in a map, which leads to the port's own chain.
+// byMap looks up the index of the link in a map. The map's entry leads to the port's own chain.
 func byMap(n *packetNode) string {
 	chains, leads := "", "map ports { typeof iif : verdict; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {

@@ -115,7 +115,7 @@ type damage struct {
 	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }
 
-// comesBack does each damage in turn. The agent must repair and report it.
+// comesBack does each damage in turn. The agent must repair and report each damage.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {

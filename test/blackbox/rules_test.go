@@ -271,7 +271,7 @@ func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
 // loopback checks that a pod's packets to 127.0.0.0/8 reach no server of the node, even if portmap has set
-// route_localnet. Packets that a DNAT rule leads there must arrive.
+// route_localnet. Packets that a DNAT rule leads to 127.0.0.0/8 must arrive.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

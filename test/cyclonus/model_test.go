@@ -56,8 +56,8 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// compare returns how weir's verdict differs from Cyclonus', or "". A packet from a pod to itself must always be
-// allowed: "a pod cannot block access to itself" (kubernetes.io, Network Policies).
+// compare returns how weir's verdict differs from the verdict of Cyclonus, or "" if the verdicts agree. A packet from a
+// pod to itself must always be allowed: "a pod cannot block access to itself" (kubernetes.io, Network Policies).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {

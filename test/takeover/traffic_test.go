@@ -133,7 +133,7 @@ func answered(conn net.Conn) error {
 	return err
 }
 
-// sends sends datagrams that no policy allows. Each is the first of a connection.
+// sends sends datagrams that no policy allows. Each datagram is the first packet of a connection.
 func (tr *traffic) sends(t testing.TB, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" sends to "+address, func() error {
 		conn, err := dial(t, netns, "udp", address, patience)
