@@ -65,8 +65,8 @@ type pod struct {
 	crowd *crowd
 	place int  // index in crowd.pods
 	local bool // true if the pod is on this node
-	// addresses are those of the pod's endpoints on this node. If there are none, they are those addresses of its
-	// status that count (places.believed).
+	// addresses are those of the pod's endpoints on this node. If the pod has no endpoint here, addresses are those of
+	// its status that count (places.believed).
 	addresses []netip.Addr
 }
 

@@ -14,13 +14,13 @@ import (
 // calm is the time without a collection after which the collector defers the next collection.
 const calm = time.Minute
 
-// collector defers collections of garbage while there is little garbage. By default, Go collects every two minutes
-// even if the heap has hardly grown. In a large cluster that is most of an idle agent's work: with 100,000 pods, a
-// collection takes 0.3 s of processor time.
+// collector defers collections of garbage while there is little garbage. By default, Go collects every two minutes even
+// if the heap has hardly grown. In a large cluster, these collections are most of an idle agent's work: with 100,000
+// pods, a collection takes 0.3 s of processor time.
 //
-// Go has no setting for this. But if GOGC is off, Go collects only when the memory comes near the memory limit. So the
-// collector switches GOGC off, and sets a limit at which Go collects a heap of the same size as with GOGC. After the
-// next collection, GOGC and the old limit are in force again.
+// Go has no setting that defers collections. But if GOGC is off, Go collects only when the memory comes near the memory
+// limit. So the collector switches GOGC off, and sets a limit at which Go collects a heap of the same size as with
+// GOGC. After the next collection, GOGC and the old limit are in force again.
 type collector struct {
 	mu       sync.Mutex
 	percent  int   // GOGC

@@ -470,7 +470,7 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 }
 
 // TestMovesWithLostRecords: if the records of running pods are lost, the pods stay closed when the agent moves to the
-// other backend, and back. The agent doesn't know the address of such a pod, and removes the old backend's sets.
+// other backend, and back. Only the old backend's sets have these pods' addresses, and the agent removes these sets.
 func TestMovesWithLostRecords(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -40,7 +40,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	n.Serve(n.Outside, "tcp", ":80")
 	n.Serve(nodetest.Self, "tcp", ":80")
 	hosts := []string{"[" + server.IP6 + "]"}
-	world := []string{"[2001:db8::1]", "[2001:db8::2]", "[fd00:10:88::1]"} // outside, the node, the node's bridge
+	world := []string{"[2001:db8::1]", "[2001:db8::2]", "[fd00:10:88::1]"} // a host outside, the node, and its bridge
 	if server.IP != "" {
 		hosts, world = append(hosts, server.IP), append(world, "192.0.2.1", "192.0.2.2", "10.88.0.1")
 	}
@@ -78,7 +78,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	all(client, hosts, false)
 	all(other, hosts, false)
 	for i, conn := range open {
-		goesOn(conn, i%2 == 1) // every second connection is the node's own
+		goesOn(conn, i%2 == 1) // every second connection comes from the node
 	}
 	for _, h := range hosts {
 		n.ReachFrom(nodetest.Self, h+":80", true)

@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows of docs/security-windows.md. In most of them a pod sends forbidden packets
-// during a change, and none may arrive.
+// These tests try to use the windows of docs/security-windows.md. In most tests, a pod sends forbidden packets during a
+// change, and none of these packets may arrive.
 
 const noEgress = `
 kind: NetworkPolicy

@@ -189,7 +189,7 @@ func askAgent(
 	switch query.To.Kind {
 	case explain.EndService:
 		find(query.To.Namespace)
-	case explain.EndAddress, explain.EndNode: // the end is a Service's address, or a node that may have a nodePort
+	case explain.EndAddress, explain.EndNode: // the address may be a Service's, and the node may have a nodePort
 		find("")
 	}
 	e, err := ask(ctx, question)

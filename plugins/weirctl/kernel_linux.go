@@ -13,7 +13,7 @@ import (
 )
 
 // fromKernel returns a status without an agent: the attached pods, and the sets in the kernel. It fails only if the
-// user lacks the right to read them. Otherwise, the status says what can't be read.
+// user may not read the sets. Otherwise, the status says what can't be read.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; rules of weir that are in the kernel stay in force"}}
 	pods, err := recorded()

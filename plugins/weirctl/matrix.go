@@ -62,8 +62,8 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 }
 
 // resolve replaces a Service's address by the Service's name, because no pod has the address. An address that several
-// Services share is a usage error. An address of a node stays, and a note names its Services. If the source knows no
-// Services, the notes name each address that may be a Service's.
+// Services share is a usage error. An address of a node stays, and a note names the Services that have this address. If
+// the source knows no Services, the notes name each address that may be a Service's.
 func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err error) {
 	for _, text := range []*string{&n.from, &n.to} {
 		a, err := netip.ParseAddr(*text)

@@ -1,5 +1,5 @@
-// Package enforced computes a short form of what a ruleset enforces for pods. With it, a program compares a node's
-// ruleset with a ruleset that it has compiled from the same objects.
+// Package enforced computes a short form of what a ruleset enforces for pods. With the short form, a program compares a
+// node's ruleset with a ruleset that it has compiled from the same objects.
 //
 // Invariants:
 //   - The package is pure. The same ruleset and endpoints give the same short form in every program.
@@ -89,8 +89,8 @@ type Pod struct {
 	Egress  string `json:"egress"`
 }
 
-// Class is a class with the contents of the sets that its rules look up. The rules themselves are identified by the
-// chain's name.
+// Class has a class's policies, and the contents of the sets that its rules look up. The chain's name identifies the
+// rules.
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty if no policy isolates the pods
 	Policies []string `json:"policies"`

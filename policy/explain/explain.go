@@ -32,7 +32,7 @@ type Explanation struct {
 	Query  Query  `json:"query"`
 	Result Result `json:"result"`
 	// Paths has a connection for each pair of addresses and each port. If pods behind a Service have the same verdicts,
-	// they are one path.
+	// the connections to them are one path.
 	Paths []Path `json:"paths"`
 	// Notes say what else matters for the connection, besides policies.
 	Notes []string `json:"notes,omitempty"`

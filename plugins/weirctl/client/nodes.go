@@ -87,8 +87,8 @@ type Agent struct {
 	Away string
 }
 
-// Agents returns the agents of all nodes on which weir should run, in the order of the nodes. If the user may not
-// list Nodes, nodes without a pod of weir are missing.
+// Agents returns the agents of all nodes on which weir should run, in the order of the nodes' names. If the user may
+// not list Nodes, nodes without a pod of weir are missing.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	by := map[string]*Agent{}
 	if err := c.addNodes(ctx, by); err != nil {
@@ -261,7 +261,7 @@ func (b *answerBody) Close() error {
 }
 
 // away returns why an agent could not be asked. If the API server has reported a fault of the node, away usually
-// returns it instead of err.
+// returns this fault instead of err.
 func (c *Cluster) away(of Agent, err error) error {
 	switch {
 	case errors.As(err, new(*forbiddenError)):
