@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -188,12 +189,14 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	cmd := n.Command(filepath.Join(n.cluster.Bin, "cnitool"), "add", "weir", p.Netns)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+n.cluster.Bin, "NETCONFPATH="+filepath.Dir(n.Conflist),
 		"CNI_ARGS="+Args(namespace, name, ""))
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err == nil {
 		err = p.read(string(out))
 	}
 	if err != nil {
-		n.cluster.Fatalf("add pod %s/%s to %s: %v\n%s", namespace, name, n.Name, err, out)
+		n.cluster.Fatalf("add pod %s/%s to %s: %v\n%s%s", namespace, name, n.Name, err, out, &said)
 	}
 	return p
 }
