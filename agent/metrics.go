@@ -25,7 +25,7 @@ type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram
 	enrolments *prometheus.HistogramVec
-	moves      prometheus.Counter
+	nodeMoves  prometheus.Counter
 	reaped     prometheus.Counter
 
 	nodeRepairs *prometheus.CounterVec
@@ -51,7 +51,7 @@ func newMetrics(status func() *status) *metrics {
 			Help:    "How long the plugin waited for the answer about a new pod, by result.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 		}, []string{"result"}),
-		moves: prometheus.NewCounter(prometheus.CounterOpts{
+		nodeMoves: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_node_moves_total", Help: "Nodes whose address has changed.",
 		}),
 		reaped: prometheus.NewCounter(prometheus.CounterOpts{
@@ -74,7 +74,7 @@ func newMetrics(status func() *status) *metrics {
 		Help:    "Time from when the source told the agent of a change of objects until the kernel enforced it.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
 	})
-	m.registry.MustRegister(m.syncs, m.delays, m.enrolments, m.moves, m.reaped, m.nodeRepairs, m.drops, m.audits,
+	m.registry.MustRegister(m.syncs, m.delays, m.enrolments, m.nodeMoves, m.reaped, m.nodeRepairs, m.drops, m.audits,
 		statusCollector(status),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector())
@@ -102,8 +102,8 @@ var (
 	nodeDesc    = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "kind")
 	backendDesc = desc("weir_backend", "Always 1; the labels say which backend enforces the policies, and why it was "+
 		"chosen. Without a backend, none works on this node.", "backend", "reason")
-	movesDesc = desc("weir_backend_moves_total", "Moves from one backend to another.")
-	infoDesc  = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
+	backendMovesDesc = desc("weir_backend_moves_total", "Moves from one backend to another.")
+	infoDesc         = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
 
 	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "Unix time of the agent's last round without an error of "+
 		"sets, rules, guard and gate.")
@@ -132,7 +132,7 @@ var (
 
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		readyDesc, nodeDesc, backendDesc, movesDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc,
+		readyDesc, nodeDesc, backendDesc, backendMovesDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc,
 		unenforcedDesc, endpointsDesc,
 		policiesDesc, auditedDesc, classesDesc, setsDesc, entriesDesc, networksDesc, changesDesc, failuresDesc,
 		repairsDesc, cutDesc,
@@ -156,7 +156,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(readyDesc, oneIf(s.Ready))
 	gauge(infoDesc, 1, s.IPTables)
 	gauge(backendDesc, 1, s.Backend, excerpt.Of(s.BackendReason))
-	send(prometheus.CounterValue, movesDesc, s.Stats.Moves)
+	send(prometheus.CounterValue, backendMovesDesc, s.Stats.Moves)
 	if !s.LastSync.IsZero() {
 		at := float64(s.LastSync.UnixMilli()) / 1000
 		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, at)

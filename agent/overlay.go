@@ -125,7 +125,7 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",
 			"node", a.Node.Name, "before", before.NodeAddress, "now", now.NodeAddress)
-		a.metrics.moves.Inc()
+		a.metrics.nodeMoves.Inc()
 	}
 	type end struct {
 		node   string
@@ -144,7 +144,7 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 			a.Log.Info("a node has another address; packets to its pods go there now",
 				"node", p.Node, "before", was, "now", p.Address)
 		}
-		a.metrics.moves.Inc()
+		a.metrics.nodeMoves.Inc()
 		moved[p.Node] = true // a node with several networks counts once
 	}
 	if more := len(moved) - excerpt.Named; more > 0 {
