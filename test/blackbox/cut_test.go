@@ -47,6 +47,14 @@ metadata: {name: client, namespace: quiet}
 			_ = conn.Close()
 		}
 	}
+	// The server closes its end of a connection after the client. Until then, the connection isn't over.
+	n.Eventually("both ends of the connections are closed", func() error {
+		list := nodetest.Run(t, "conntrack", "-L", "-p", "tcp", "--dport", "80")
+		if open := regexp.MustCompile(`ESTABLISHED|FIN_WAIT|CLOSE_WAIT|LAST_ACK`).FindString(list); open != "" {
+			return fmt.Errorf("one is in the state %s:\n%s", open, list)
+		}
+		return nil
+	})
 	lives := nodetest.Connect(t, client.Netns, "tcp", server.IP+":80")
 	flows := func() bool { return nodetest.Answers(lives, 300*time.Millisecond) == nil }
 	goesOn := func() {
