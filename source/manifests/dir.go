@@ -78,9 +78,8 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 	}()
 	listing := time.NewTicker(relistInterval)
 	defer listing.Stop()
-	first, change := true, dirwatch.Change{Lost: true}
+	first, change, now := true, dirwatch.Change{Lost: true}, time.Now()
 	for {
-		now := time.Now()
 		changed, err := d.read(change, w.Watch)
 		if err != nil {
 			return err
@@ -100,9 +99,13 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 			change.Lost = true
 		case <-left:
 		}
+		now = time.Now()
 		for name, f := range d.files {
 			if f.busy || !f.gone.IsZero() {
 				change.Names = append(change.Names, name)
+			}
+			if !f.gone.IsZero() && now.Sub(f.gone) >= graceTime {
+				change.Lost = true // the file's objects may be in another file now, although its event still waits
 			}
 		}
 	}

@@ -232,11 +232,17 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.want("Pod default/b app=two")
 }
 
-// TestAFileThatIsBackStaysInForce: a removed file comes back within graceTime, but Run handles the file's event later,
-// because a call of update takes long. The file's objects stay in force.
-func TestAFileThatIsBackStaysInForce(t *testing.T) {
+// TestWhatIsBackStaysInForce: the objects of a removed file come back within graceTime, in this file or in another one.
+// But Run handles the event of this file later, because a call of update takes long. The objects stay in force.
+func TestWhatIsBackStaysInForce(t *testing.T) {
+	t.Run("in the same file", func(t *testing.T) { comeBack(t, "a.yaml", "a.yaml") })
+	t.Run("in another file", func(t *testing.T) { comeBack(t, "a.yaml", "b.yaml") })
+}
+
+// comeBack removes and writes objects eight times, in both files by turns.
+func comeBack(t *testing.T, file, next string) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "a.yaml")
+	path, other := filepath.Join(dir, file), filepath.Join(dir, next)
 	write := func() {
 		if err := os.WriteFile(path, []byte(pod("a", "one")+broken), 0o600); err != nil {
 			t.Error(err)
@@ -245,15 +251,17 @@ func TestAFileThatIsBackStaysInForce(t *testing.T) {
 	write()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	removed, all := 0, deltas.NewSum()
+	removed, written, all := 0, 0, deltas.NewSum()
 	err := (&Dir{Path: dir, IgnoreBroken: true}).Run(ctx, func(delta *policy.Delta, err error) {
 		if got := (update{all.Add(delta), err}).String(); got != "Pod default/a app=one" {
 			t.Errorf("in force: %q", got)
 			cancel()
 		}
 		if err == nil { // Run has seen that the file is gone.
+			path, other = other, path
 			write()
-			time.Sleep(graceTime)
+			written++
+			time.Sleep(graceTime + 20*time.Millisecond)
 			return
 		}
 		if removed++; removed > 8 {
@@ -263,8 +271,8 @@ func TestAFileThatIsBackStaysInForce(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err != nil {
-		t.Error(err)
+	if err != nil || written < 8 {
+		t.Errorf("written %d times, want at least 8; %v", written, err)
 	}
 }
 
