@@ -93,22 +93,24 @@ func (a *agent) applyOverlay() error {
 	refusedBefore := o.refused
 	applied, err := overlay.New(a.netlink).Apply(o.plan)
 	o.refused = applied.Refused
-	if err == nil && len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
-		err = bridge.RemoveAutoconfigured(a.netlink)
-	}
 	if err != nil {
 		return err
 	}
 	if same {
 		a.countLacks(applied.Lacks, slices.Concat(refusedBefore, o.refused))
 	}
+	if len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
+		if err := bridge.RemoveAutoconfigured(a.netlink); err != nil {
+			return err
+		}
+	}
 	a.reportMoves(o.kernel, o.plan)
 	o.kernel, o.applied, o.unchecked, o.checked = o.plan, o.version, false, time.Now()
 	return nil
 }
 
-// countLacks counts the lacks as repairs, except those to nodes in refused. No other program has removed those parts:
-// they were missing because the kernel refuses or refused them.
+// countLacks counts the lacks as repairs, except those to nodes in refused: these may be missing because the kernel
+// refuses or refused them.
 func (a *agent) countLacks(lacks []overlay.Lack, refused []ruleset.Problem) {
 	var all []repair
 	for _, l := range lacks {
