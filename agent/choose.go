@@ -197,6 +197,9 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		case <-ticker.C:
 		}
 		now, err := c.choose(ctx, told.Backend, a.status.Load().faults[partKernel] != nil)
+		if ctx.Err() != nil {
+			return nil
+		}
 		switch {
 		case err != nil || now == told || now.Backend == "" && told.Backend != "":
 			since = time.Time{}
