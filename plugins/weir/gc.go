@@ -12,6 +12,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
+const validKeys = "cni.dev/valid-attachments or cni.dev/attachments"
+
 // gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them, and
 // so does a missing list: cnitool's gc sends none. The CNI specification 1.1.0 first called the list
 // cni.dev/attachments. libcni sends both keys, but another runtime may send only the first one.
@@ -22,7 +24,7 @@ func gc(args *call) error {
 		Earlier []types.GCAttachment `json:"cni.dev/attachments"`
 	}
 	if err := json.Unmarshal(args.StdinData, &c); err != nil {
-		return refuse(types.ErrDecodingFailure, "cni.dev/valid-attachments can't be read: %v", err)
+		return refuse(types.ErrDecodingFailure, "%s can't be read: %v", validKeys, err)
 	}
 	valid := make(map[string]bool, len(c.Valid))
 	for _, a := range slices.Concat(c.Valid, c.Earlier) {
@@ -32,7 +34,7 @@ func gc(args *call) error {
 			continue
 		}
 		if err != nil {
-			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("cni.dev/valid-attachments: %v", err),
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("%s: %v", validKeys, err),
 				"nothing was removed: it isn't known which attachment this entry keeps")
 		}
 		valid[id] = true
