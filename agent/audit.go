@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditEvaluator finds the connections that audited policies would drop. The kernel can't find them: a node's rules
-// cover only the node's own pods, and policies at the other end may drop the same connection.
+// auditEvaluator finds would-drops: connections that pass, and that audited policies would drop. The kernel can't find
+// them: a node's rules cover only the node's own pods, and enforced policies at the other end may drop the connection.
 type auditEvaluator struct {
 	cache    verdict.Cache
 	networks podNetworks

@@ -35,7 +35,7 @@ type auditSums struct {
 	kinds       map[auditKind]*agentapi.AuditedTraffic
 	room        int               // the room that all kinds take
 	each        map[string]int    // the room that the kinds of a namespace take, by namespace
-	more        map[string]uint64 // the number of connections for which there was no room, by policies
+	more        map[string]uint64 // the connections for which there was no room, counted for each list of policies
 	series      map[auditSeries]uint64
 	unevaluated uint64
 }
@@ -107,7 +107,7 @@ func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLab
 
 func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }
 
-// addRoom adds room to the room of all kinds, and to the room of the kind's namespace. room may be negative.
+// addRoom counts room as taken by the kind k. If room is negative, addRoom counts it as free again.
 func (s *auditSums) addRoom(k auditKind, room int) {
 	s.room += room
 	if s.each[k.namespace()] += room; s.each[k.namespace()] == 0 {
@@ -164,8 +164,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. For each
-// kind, report calls the function still. If the function returns false, report forgets the kind.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. The
+// function still says whether the policies would still drop a kind. report forgets all kinds that they no longer would.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -242,8 +242,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether today's policies would drop the connection. If one of the connection's pods is gone, the
-// agent can't know, and stillDropped returns true.
+// stillDropped reports whether the present policies would drop the connection. If one of the connection's pods is gone,
+// the agent can't evaluate the connection, and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

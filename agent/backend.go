@@ -28,7 +28,7 @@ type Backend interface {
 	// Unread reports whether the kernel's state is unknown. The next Apply then reads the state.
 	Unread() bool
 	// HasPods reports whether the family's set of all pods may have addresses. Addresses that Apply removes count until
-	// the next Read. So the loop must call HasPods before each Apply.
+	// the next Read. So that they count, the loop must call HasPods before each Apply.
 	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.

@@ -256,7 +256,8 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	}
 }
 
-// TestAChoiceThatGoesBack: after a failed move, the backend in use is chosen. The fault of the failed move ends.
+// TestAChoiceThatGoesBack: if the choice goes back to the backend in use after a failed move, the fault of the failed
+// move ends.
 func TestAChoiceThatGoesBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -336,7 +337,7 @@ func TestLeftoversRefusePods(t *testing.T) {
 }
 
 // TestStraysOfIPv6KeepItsRules: while the kernel has IPv6 addresses of pods, the ruleset has rules for IPv6, even if no
-// record has an IPv6 address. The record of a chained attachment may be lost.
+// record has an IPv6 address. For example, the record of a chained attachment may be lost.
 func TestStraysOfIPv6KeepItsRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

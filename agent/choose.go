@@ -175,7 +175,7 @@ func stands(ctx context.Context, b Backend) bool {
 	return yes && err == nil
 }
 
-// Within SettleChoice, the chooser looks at the node at least this often.
+// looks is how many times the chooser looks at the node, at least, within the time SettleChoice.
 const looks = 4
 
 // watchChoice chooses again and again. It tells the loop when another backend has been the choice for SettleChoice.
@@ -188,7 +188,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when the backend in last became the choice; zero while the loop knows the choice
+	var since time.Time // when the backend in the variable last became the choice; zero while the loop knows the choice
 	var last conf.Backend
 	for {
 		select {

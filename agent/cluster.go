@@ -115,8 +115,9 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the pod can be put into its classes. If the source has no pod of this name, a workload that
-// makes pods with such names is enough.
+// knows reports whether the agent knows enough of the pod to enrol it. If the source has no pod of this name, a
+// workload that makes pods with such names is enough. A pod with enforcement "off" is in no class, so nothing need be
+// known.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true

@@ -19,7 +19,8 @@ import (
 )
 
 // cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again. A
-// walk goes through all connections, which takes a quarter of a second for 200,000. So several changes share a walk.
+// walk goes through all connections. For 200,000 connections, it takes a quarter of a second. So several changes share
+// a walk.
 //
 // Invariants:
 //
@@ -50,8 +51,9 @@ type cutting struct {
 }
 
 // A walk's period is twice the walk's duration, and at least shortestPeriod. The periods follow one another, so in the
-// long run walks take at most half of the time. A few changes in a row needn't wait: the next walk may begin when the
-// last walk's period begins, or earlyPeriods times shortestPeriod before that period ends.
+// long run walks take at most half of the time. A few changes in a row needn't wait: the next walk may begin at the
+// beginning of the last walk's period, or, if this is earlier, earlyPeriods times shortestPeriod before that period
+// ends.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	earlyPeriods   = 4
@@ -157,7 +159,8 @@ func (a *agent) walk() {
 	}
 }
 
-// endPause starts the walk that has waited for the pause. If the kernel has a fault, a later reconcile starts the walk.
+// endPause starts the walk that has waited for the end of the pause. If the kernel has a fault, a later reconcile
+// starts the walk.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()
@@ -227,8 +230,8 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections leaves a connection alone if a newer target has another verdict on the connection. The next walk then
-// decides on the connection.
+// walkConnections cuts and restores connections by the rules of the snapshot by. If the rules of a newer target
+// disagree about a connection, walkConnections leaves this connection to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, newest, err := evaluators(by, target)
 	if err != nil {

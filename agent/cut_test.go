@@ -307,8 +307,8 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 	end()
 }
 
-// TestAWalkForPodsThatAreGoneWaits: a walk that is due only because pods have ended waits for lazyPeriods times
-// shortestPeriod.
+// TestAWalkForPodsThatAreGoneWaits: a walk that is due only because pods have ended begins no earlier than lazyPeriods
+// times shortestPeriod after the beginning of the last walk.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxDropSeries is how many series a metric of drops can have. Drops of further namespaces and policies count for
-// dropsElsewhere.
+// maxDropSeries is how many series a metric of drops can have. Drops of further namespaces and policies share series
+// with the label values dropsElsewhere.
 const maxDropSeries = 500
 
 const dropsElsewhere = "(other)"

@@ -21,13 +21,14 @@ import (
 
 const (
 	// namesWait and stateWait bound how long askLoop waits for the loop, which may be busy with a large change. A report
-	// without names is still of use, so namesWait is short. Without the state, connections are left out of audits.
+	// without names is still of use, so namesWait is short. Without the state, connections are left out of audits, so
+	// stateWait is longer.
 	namesWait   = 300 * time.Millisecond
 	stateWait   = 5 * time.Second
 	namesAtOnce = 1024
 )
 
-// reportDrops makes a drop of each line, with the names of pods and policies, and passes the drop on to metrics,
+// reportDrops turns each line into a drop, which has the names of pods and policies. It passes the drops on to metrics,
 // clients, events and the file. It ends when a.drops.lines is closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
@@ -115,7 +116,7 @@ type dropView struct {
 	lately      map[netip.Addr]latePod
 }
 
-// latePod is the name of a pod in a reported line, and the time of the report.
+// latePod is the name of a pod from the last reported line about its address, and the time of that report.
 type latePod struct {
 	name string
 	at   time.Time

@@ -15,7 +15,7 @@ import (
 const (
 	// dropsPause is the time between two reads of dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
-	// dropsWait is the longest wait for packets while lines of earlier packets are still due.
+	// dropsWait is the longest wait for packets while lines about earlier packets aren't reported yet.
 	dropsWait  = 250 * time.Millisecond
 	dropsIdle  = time.Minute
 	dropsRetry = 5 * time.Second

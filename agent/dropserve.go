@@ -61,7 +61,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if err := out.write(news.Next(ctx, lifeSign)); err != nil {
 			return
 		}
-		if queues > 0 { // only the first batch of the queue may have drops that were also in the ring
+		if queues > 0 { // only the first two batches of the queue may have drops that were also in the ring
 			out.written = nil
 		}
 	}

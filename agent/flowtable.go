@@ -90,7 +90,7 @@ func sizeOf(labels map[string]string) (bytes int) {
 	return bytes
 }
 
-// addRoom adds room to the room of all flows, and to the room of the flow's source. room may be negative.
+// addRoom counts room as taken by the flow with this key. If room is negative, addRoom counts it as free again.
 func (t *flowTable) addRoom(key flowKey, room int) {
 	t.room += room
 	t.by[key.source].room += room

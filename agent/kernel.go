@@ -89,7 +89,7 @@ type applied struct {
 // done reports whether the kernel has the ruleset. It ignores tables that can't be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown reports whether some tables can't be read. All other tables have their rules then.
+// unknown reports whether some tables can't be read, while all other tables have their rules.
 func (p *applied) unknown() bool {
 	return p.readErr == nil && errors.As(p.err, new(*netfilter.UnknownError))
 }

@@ -50,7 +50,7 @@ func (s *stepped) repair() {
 }
 
 // TestLinksOfMisplacedPodsStayDown: if another node may have the address of a pod that started without an agent, the
-// pod's link stays down. It comes up once the Node has the address.
+// pod's link stays down. The link comes up once the Node has a podCIDR with the address.
 func TestLinksOfMisplacedPodsStayDown(t *testing.T) {
 	for name, cidrs := range map[string][]string{"no podCIDR": nil, "another podCIDR": {"10.99.0.0/24"}} {
 		t.Run(name, func(t *testing.T) {

@@ -70,7 +70,7 @@ func (a *agent) watchRules(ctx context.Context) error {
 // state, because the new backend's first ruleset must allow every connection that the old backend's ruleset allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
-	if m.chosen.Backend == m.inUse && m.failed != nil { // after a failed move, the backend in use is chosen
+	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice has gone back to the backend in use
 		m.failed = nil
 		a.faults.set(partBackend, nil)
 	}

@@ -18,7 +18,8 @@ type Options struct {
 	Backends []BackendKind
 	// Backend is the backend to use. If it is empty, the agent chooses one.
 	Backend conf.Backend
-	// SettleChoice is how long another backend must have been the choice before the agent moves to it.
+	// SettleChoice is how long another backend must have been the choice before the agent moves to it. After the same
+	// time, the agent repeats a failed move or trial.
 	SettleChoice time.Duration
 	Log          *slog.Logger
 	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, the agent doesn't serve these.

@@ -65,8 +65,8 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 	return ""
 }
 
-// primary reports whether the attachment connects the pod to the cluster's network. A pod's other interfaces may
-// have any address.
+// primary reports whether weir made the interface, and the interface connects the pod to the cluster's network. A pod's
+// other interfaces may have any address.
 func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }

@@ -28,7 +28,7 @@ func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) 
 			return nil
 		case <-resync.C:
 		}
-		// The lock comes first: if another agent has it, the socket in that place is the other agent's.
+		// The lock comes first: if another agent has the lock, the socket belongs to the other agent.
 		for _, keep := range []func(context.Context) (made string, err error){lock.keep, socket.keep} {
 			made, err := keep(ctx)
 			if errors.Is(err, errUnseen) {
@@ -50,7 +50,8 @@ var errUnseen = errors.New("look for a file of the agent")
 
 const lockFile = endpoint.Dir + "/agent.lock"
 
-// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold it a moment longer.
+// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold the lock a
+// moment longer.
 const lockWait = 2 * time.Second
 
 // HeldLock is the agent's lock while this process has it.
@@ -129,7 +130,7 @@ func (s *socket) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the plugin: %w", err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // at the time of Close, the file may be another agent's
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // at the time of Close, the file may belong to another agent
 	if err = os.Chmod(agentapi.Socket, 0o600); err == nil {
 		s.file, err = os.Lstat(agentapi.Socket)
 	}
@@ -148,7 +149,8 @@ func (s *socket) inPlace() (bool, error) {
 	return err == nil && os.SameFile(s.file, there), err
 }
 
-// keep listens on a new file if the file isn't in its place any more. It returns the path of a file that it has made.
+// keep listens on a new socket if the socket's file isn't in its place any more. It returns the path of a file that it
+// has made.
 func (s *socket) keep(ctx context.Context) (made string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

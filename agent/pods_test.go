@@ -163,8 +163,8 @@ func (r *running) wantClass(name, want string) {
 	}
 }
 
-// TestAPodThatWasFoundStays: if the agent has looked up a pod, the pod counts until its endpoint ends or a newer
-// pod is reported.
+// TestAPodThatWasFoundStays: if the agent has looked up a pod, the pod counts until its endpoint ends, or until the
+// source reports this pod or a newer one of the same name.
 func TestAPodThatWasFoundStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -20,7 +20,7 @@ const (
 type reaper struct {
 	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no attachment.
 	strays chan []netip.Addr
-	failed string // the error of the last eviction, which is logged once
+	failed string // the text of the last eviction's error, so an error that lasts is logged once
 }
 
 func newReaper() reaper { return reaper{strays: make(chan []netip.Addr, 1), failed: fmt.Sprint(nil)} }

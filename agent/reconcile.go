@@ -141,7 +141,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
-	if r.guardErr == nil && r.applied.unknown() { // with Trust, too, the next reconcile reads unknown tables
+	if r.guardErr == nil && r.applied.unknown() { // even with Trust, the next reconcile reads unknown tables
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {
@@ -243,8 +243,8 @@ func (r *round) retryLeftSets(context.Context) bool {
 const (
 	// quickSlices is how many rounds for more sets follow one another without a rest.
 	quickSlices = 16
-	// mostRest is the longest rest. If rounds for events have put off the next slice for longer, the slice comes without
-	// a rest.
+	// mostRest is the longest rest. If rounds for events have delayed the next round for sets by more than mostRest, that
+	// round comes without a rest.
 	mostRest = 100 * time.Millisecond
 )
 

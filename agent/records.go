@@ -102,7 +102,7 @@ func (r *records) readAll() (walk bool, err error) {
 	maps.Copy(before, r.closed)
 	r.endpoints, r.closed = map[string]endpoint.Endpoint{}, map[string]endpoint.Endpoint{}
 	r.broken = endpoint.BrokenRecords{}
-	all = slices.Clone(all) // a copy, because the lister returns its slice again
+	all = slices.Clone(all) // a copy, because the lister may return the same slice again
 	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
 	for _, e := range all {
 		r.add(e)

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// reportShortage reports a shortage of addresses in the agent's status. The plugin's STATUS doesn't report it, because
-// then the node would become not ready and lose its running pods.
+// reportShortage reports a shortage of addresses in the agent's status, and announces its beginning. The plugin's
+// STATUS doesn't report the shortage, because then the node would become not ready and lose its running pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

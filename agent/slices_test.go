@@ -68,8 +68,8 @@ func TestEventsGetNoLargeSets(t *testing.T) {
 	}
 }
 
-// TestSlicesRest: many slices in a row take at most a quarter of the loop's time. Rounds for events put off the next
-// slice only for a limited time.
+// TestSlicesRest: many slices (rounds that each make a part of the sets) in a row take at most a quarter of the loop's
+// time. Rounds for events delay the next slice only for a limited time.
 func TestSlicesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &agent{}

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: if the agent has looked up a pod, the pod counts until its endpoint ends or a newer
-// pod of its name is reported.
+// TestClusterViewJoinsLookups: if the agent has looked up a pod, the pod counts until its endpoint ends, or until the
+// source reports this pod or a newer one of the same name.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
@@ -83,7 +83,7 @@ func TestClusterViewReplacesLookups(t *testing.T) {
 	}
 }
 
-// TestStatusWithoutReconcile: if a change leaves no work, the status still shows it.
+// TestStatusWithoutReconcile: if a change causes no reconcile, the status still shows the change.
 func TestStatusWithoutReconcile(t *testing.T) {
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}
 	a := newAgent(o, &iptables.Driver{}, netlinksafe.Handle{})

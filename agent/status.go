@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// A status is the source of all reports. It never changes, so reports needn't wait for the loop.
+// All reports are made from a status. A status never changes, so reports needn't wait for the loop.
 type status struct {
 	enforced *snapshot
 	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change

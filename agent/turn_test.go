@@ -115,7 +115,7 @@ func TestNobodyWaitsForATrialOfAnotherBackend(t *testing.T) {
 					select {
 					case trying <- struct{}{}:
 						<-end
-					case <-ctx.Done(): // of another trial, which may begin when the first one has ended
+					case <-ctx.Done(): // ends a second trial, which may begin after the first trial
 					}
 				}
 				return []string{"ipset"}, nil

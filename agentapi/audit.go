@@ -12,8 +12,8 @@ import (
 // AuditPath answers with an AuditReport. The query policy=NAMESPACE/NAME limits the report to one policy.
 const AuditPath = "/v1/audit"
 
-// AuditReport lists connections that audited policies would have dropped on one node since its agent started. A
-// connection is left out if today's policies and pods would no longer drop it.
+// AuditReport lists connections that audited policies would have dropped on one node since the node's agent started. A
+// connection is left out if the present policies would no longer drop it.
 type AuditReport struct {
 	Node    string           `json:"node,omitempty"`
 	Since   time.Time        `json:"since"`

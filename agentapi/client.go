@@ -114,7 +114,7 @@ func (q *Question) failed(err error) error {
 
 // Enrol asks the agent to enrol the endpoint. The caller must call the returned function wait once: wait returns when
 // the kernel enforces the pod's policies, or with an error. The error wraps ErrNoAgent if no agent answers, and
-// ErrOutdated if another try is useless.
+// ErrOutdated if the attachment's network configuration is out of date.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

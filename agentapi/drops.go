@@ -45,7 +45,8 @@ type Drop struct {
 	Direction   string    `json:"direction,omitempty"`
 	Source      DropEnd   `json:"source,omitzero"`
 	Destination DropEnd   `json:"destination,omitzero"`
-	// Protocol is the protocol above IP, such as tcp or gre. If weir knows no name for the protocol, it is a number.
+	// Protocol is the name of the protocol above IP, such as tcp or gre. A protocol whose name weir doesn't know has its
+	// number here.
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
@@ -106,8 +107,8 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
-	// Since selects remembered drops that are at most this old. If Since is 0, it selects all remembered drops; with
-	// Follow, none of them.
+	// Since selects remembered drops that are at most this old. If Since is 0, the query selects all remembered drops;
+	// with Follow, the query then selects none of them.
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool

@@ -37,7 +37,7 @@ const (
 	// ByLinkLocal means that a pod on another plugin's bridge has sent a packet from or to an IPv6 link-local address, or
 	// that a host on the bridge has sent a packet to the pod's link-local address.
 	ByLinkLocal = "link-local"
-	// ByOther means that a rule of another program or version logged the packet.
+	// ByOther means that a rule of another program, or of another version of weir, logged the packet.
 	ByOther = "other"
 )
 

@@ -61,7 +61,8 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Class has the pods that the same policies isolate in one direction. Each address family has classes of its own.
+// Class has the pods that the same policies isolate in one direction. If the pods have addresses of both families,
+// there is a Class for each family.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // empty if no policy isolates the pods
@@ -132,7 +133,7 @@ type File struct {
 	Objects []FileObject `json:"objects"`
 }
 
-// FileObject is one object of a file, or a part of a file that is no object.
+// FileObject is an object in a file, or a part of the file in which weir finds no object.
 type FileObject struct {
 	Where  string    `json:"where"`            // such as "document 2"
 	Object string    `json:"object,omitempty"` // kind, namespace and name, if they are known

@@ -279,8 +279,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: endEach asks a second time whether an attachment is over, because a new attachment may have
-// got the same ID meanwhile.
+// TestAnIDThatCameBack: endEach ends an attachment only if a second look also finds that the attachment is over. A new
+// attachment may have got the same ID between the looks.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -335,7 +335,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(NewNode().End("c2:eth0"))
 	n.want("ended", map[string][]string{})
 	nodetest.Run(t, "ip", "link", "show", "lo")
-	// The record can be decoded, but its address can't be used.
+	// The record can be decoded, but its address can't be used. End still ends the attachment.
 	n.add("c3", "weir")
 	n.must(os.WriteFile(record("c3", ".json"),
 		[]byte(`{"containerID": "c3", "ifName": "eth0", "mac": "0a:58:0a:58:00:02", "addresses": [{}]}`), 0o600))

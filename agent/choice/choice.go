@@ -31,7 +31,7 @@ type Choice struct {
 }
 
 // Choose prefers the backend that kube-proxy uses. If that backend is unknown, Choose prefers previous, the backend
-// that the node has used before. If previous is empty, it prefers a default. If the node lacks features of the
+// that the node has used before. If previous is empty, Choose prefers a default. If the node lacks features of the
 // preferred backend, Choose returns the other backend. If the node lacks features of both, the result has no backend.
 func Choose(s Seen, previous conf.Backend) Choice {
 	wanted, why := want(s, previous)
@@ -72,9 +72,8 @@ func Other(b conf.Backend) conf.Backend {
 	return conf.Nftables
 }
 
-// Appeared returns the backend to which kube-proxy has moved last; empty if that is unknown. The parameter before is
-// the earlier of two looks at the node, and the parameter now is the later one. The parameter last is the result of the
-// previous call.
+// Appeared returns the backend to which kube-proxy has moved last, or "" if this backend is unknown. The parameters
+// before and now are an earlier and a later look at the node. The parameter last is the result of the previous call.
 func Appeared(before, now Seen, last conf.Backend) conf.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {

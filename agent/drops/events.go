@@ -31,8 +31,8 @@ type Notice struct {
 	First, Last time.Time
 }
 
-// Events chooses the drops that are worth an event. As far as the limits above allow it, each kind of drops gets an
-// event at once, and another with the count every five minutes while drops come. Only one goroutine may use it.
+// Events chooses the drops that are worth an event. Within the limits above, each kind of drops gets an event at once,
+// and another event with the count every five minutes while drops come. Only one goroutine may use an Events.
 type Events struct {
 	noticed map[string]*notice
 	pods    map[string]*bucket

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Prefix has the meaning of a log prefix: which rule logged the packet, and why.
+// Prefix says what the log prefix of a packet means: which rule logged the packet, and why.
 type Prefix struct {
 	// Chain is the rule's chain. It is empty if the log prefix names no chain.
 	Chain     string

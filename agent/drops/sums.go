@@ -21,11 +21,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Limits of lines. A sender gets as many lines a second as people can read, and takes no room from other senders.
+// These constants limit lines (see Line). A sender gets as many lines a second as people can read, and takes no room
+// from other senders.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time
-	// Once half of maxFlows are taken, a sender gets a line only if it has none.
+	// There are at most maxFlows flows. Once there are half as many, a sender gets a new flow only if it has none.
 	maxFlows = 16384
 	// The first maxSenders pods or links have an account each. All further senders share a fixed number of accounts.
 	maxSenders = 8192
@@ -126,7 +127,7 @@ func (s *Sums) At(now time.Time) { s.now = now }
 // Lost counts packets of which only the number is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
-// Add counts the packet in its line, in a new line, or among the left-out packets.
+// Add counts the packet in a flow, which it makes if there is room. Otherwise the packet counts as left out.
 func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
@@ -181,7 +182,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 
 // sender returns the account for the sender of the flow's packets. If the flow has a link, the link identifies the
 // sender, because the source address may be forged. Otherwise the source address identifies the sender. Senders that
-// are no pods share accounts. If there is no room for more accounts, further senders share accounts too.
+// are no pods, and senders of forged packets, share accounts. So do all further senders if there is no room for more
+// accounts.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 {
