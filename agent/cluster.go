@@ -116,8 +116,8 @@ func (c *clusterView) show(name policy.Name) {
 }
 
 // knows reports whether the agent knows enough of the pod to enrol it. If the source has no pod of this name, a
-// workload that makes pods with such names is enough. A pod with enforcement "off" is in no class, so nothing need be
-// known.
+// workload that makes pods with such names is enough. No policy isolates a pod with enforcement "off", so the agent
+// needs to know nothing of such a pod.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
