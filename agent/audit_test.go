@@ -79,7 +79,7 @@ func flowOf(p ruleset.Packet) nflog.Flow {
 }
 
 // TestAuditSumsAreBounded: if some namespaces have very many kinds of connections, another namespace's few kinds are
-// all kept.
+// all kept. A report forgets no kind to which connections are added while the report is made.
 func TestAuditSumsAreBounded(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)

@@ -165,7 +165,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 }
 
 // report returns the kinds of connections that the named policy would drop. An empty name means all policies. The
-// function still says whether the policies would still drop a kind. report forgets all kinds that they no longer would.
+// function still reports whether the policies would still drop a kind. report forgets the other kinds, except
+// kinds to which a connection was added meanwhile.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

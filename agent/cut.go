@@ -28,9 +28,9 @@ import (
 //   - If due, restore and held are false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due bool
-	// held means that another program held packets when the last walk began. Earlier rules may have allowed such a
-	// packet. The kernel adds the packet's connection to the table only when the program lets the packet go on, so the
-	// walk may have missed the connection. Further walks follow until a walk begins while no packet is held.
+	// held means that another program held packets (NFQUEUE) when the last walk began. Earlier rules may have allowed a
+	// held packet. The kernel adds the packet's connection to the table only when the program lets the packet go on, so
+	// the walk may have missed the connection. Further walks follow until a walk begins while no packet is held.
 	held     bool
 	lazy     bool
 	last     time.Time // when the last walk began

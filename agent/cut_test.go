@@ -212,8 +212,8 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
-// TestHeldPackets: while another program holds packets, a walk may miss their connections. So more walks follow: one
-// soon, and one at each resync, until a walk begins while no packet is held.
+// TestHeldPackets: while another program holds packets (NFQUEUE), a walk may miss their connections. So more walks
+// follow: one soon, and one at each resync, until a walk begins while no packet is held.
 func TestHeldPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

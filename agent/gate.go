@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate remembers how the agent last applied the gate. If inKernel is false, the kernel's gate may differ.
+// gate remembers how the agent last applied the gate, the nftables table that checks tunnel packets. If inKernel is
+// false, the kernel's table may differ.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan

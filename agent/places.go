@@ -45,7 +45,7 @@ func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) 
 	}
 }
 
-// errUnseen means that the agent could not find out whether its lock and its socket still exist.
+// errUnseen means that the agent could not find out whether the file of its lock or socket still exists.
 var errUnseen = errors.New("look for a file of the agent")
 
 const lockFile = endpoint.Dir + "/agent.lock"

@@ -253,8 +253,8 @@ func TestEvict(t *testing.T) {
 	}
 }
 
-// TestLostRecords: Collect removes all traces without a record, except those of attachments that the runtime
-// lists.
+// TestLostRecords: Collect removes all traces of this node's attachments that have no record, except of attachments
+// that the runtime lists. Entries of other nodes' pods stay in the sets.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

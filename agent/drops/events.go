@@ -15,7 +15,7 @@ const (
 	noticeFor  = time.Hour // how long a kind of drops is remembered after its last drop
 	retell     = 5 * time.Minute
 	podBurst   = 5           // notices about one pod at once
-	podEvery   = time.Minute // time until one more notice about the pod
+	podEvery   = time.Minute // the time after which the pod may get one more notice
 	allBurst   = 30          // notices about all pods at once
 	allEvery   = 2 * time.Second
 )

@@ -127,7 +127,7 @@ func (s *Sums) At(now time.Time) { s.now = now }
 // Lost counts packets of which only the number is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
-// Add counts the packet in a flow, which it makes if there is room. Otherwise the packet counts as left out.
+// Add counts the packet in its flow. If the flow is new and there is no room for it, the packet counts as left out.
 func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
