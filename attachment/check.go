@@ -20,7 +20,7 @@ import (
 // Expected has the values that CHECK compares with the attachment, in addition to the values in the record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
-	MTU    int    // 0 stands for the MTU of the link's end on the node
+	MTU    int    // 0 if the link's end on the node may have any MTU
 	Routes []conf.Route
 	// OnNode and InPod are the interfaces of CNI's prevResult, including the interfaces of plugins after weir.
 	OnNode, InPod []bridge.Interface
@@ -38,8 +38,8 @@ func Load(id string) (*endpoint.Endpoint, error) {
 }
 
 // Check returns a *StepError that names each part of the attachment that is missing or changed. It returns a
-// *NetnsError if want.Netns is no network namespace. Check accepts any class of the pod, because only the agent knows
-// the right class.
+// *NetnsError if want.Netns is no network namespace, or is the node's own. Check accepts any class of the pod, because
+// only the agent knows the right class.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

@@ -20,7 +20,7 @@ type ending struct {
 	sender    bridge.Sender
 	busy      bool // true if this process has locked the record (endpoint.LockBusy)
 	begun     bool // true if begin has marked the record as ending
-	forbidden bool // true if the guard has no entry of the port any more
+	forbidden bool // true if the guard has no entry of the port
 	unplugged bool // true if the link and the neighbour entries are deleted
 	salvaged  bool // true if the record is broken: it isn't known whether weir or another plugin made the link
 }
@@ -30,7 +30,7 @@ type ending struct {
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// While this lock exists, Reap leaves the attachment alone.
+	// While this process has the lock, Reap leaves the attachment alone.
 	busy := endpoint.LockBusy(id)
 	defer func() { _ = busy.Close() }()
 	x := &ending{id: id, busy: busy.Locked()}
@@ -73,7 +73,8 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 
 // begin does the slowest steps, which don't need the node's lock. It marks the record as ending, so that the agent puts
 // the addresses into no more sets. Then it deletes the link. If another plugin made the link, begin sets the link down
-// instead. If there is no record, begin deletes only weir's link, and returns fs.ErrNotExist.
+// instead. If the record is missing or broken, begin deletes only weir's link. If the record is missing, begin then
+// returns fs.ErrNotExist.
 func (n Node) begin(x *ending) error {
 	e, err := endpoint.MarkEnding(x.id)
 	missing, broken := errors.Is(err, fs.ErrNotExist), errors.Is(err, endpoint.ErrBroken)
@@ -229,8 +230,8 @@ func (x *ending) forbid() error {
 // packets. The pod may still be running: GC ends each attachment that the runtime doesn't list, and DEL may remove one
 // of the pod's interfaces. If begin has set the link down already, shut takes little time.
 //
-// If the record is broken, shut finds the link by the attachment's addresses. It does nothing if one of them has a
-// neighbour entry on weir0, because the link is then weir's own.
+// If the record is broken, shut finds the link by the attachment's addresses. It does nothing if one of the addresses
+// has a neighbour entry on weir0, because the link is then weir's own.
 func (x *ending) shut() error {
 	e := x.record
 	if x.salvaged {

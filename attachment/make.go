@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// enrolTimeout limits the wait for the agent's answer. kubelet itself waits minutes for a sandbox.
+// enrolTimeout limits the wait for the agent's answer. kubelet lets an ADD take several minutes.
 const enrolTimeout = 30 * time.Second
 
 // Request describes the attachment to make. weir makes its interface (Link), or another plugin has made it (Chained).
@@ -250,7 +250,8 @@ func (m *making) awaitEnrol() error {
 		m.enrolled = true
 		return nil
 	case m.record.Enforcement != conf.Closed || errors.Is(err, agentapi.ErrOutdated):
-		// An outdated configuration stays outdated, so waiting for an agent doesn't help.
+		// Only with enforcement "closed" may a pod start without an agent. ErrOutdated fails ADD all the same: the agent
+		// would refuse the pod's configuration again.
 		return &EnrolError{Err: err}
 	case m.record.Chained:
 		return m.stayClosed(err)

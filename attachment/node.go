@@ -28,8 +28,8 @@ func NewNode() Node { return Node{Sets: podSets{}} }
 type PodSets interface {
 	// Name returns the name of the set of all pods, in the address's family. The name is for messages.
 	Name(addr netip.Addr) string
-	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
-	// comment beside each address.
+	// Deny puts the addresses into the sets of all pods, and makes missing sets. It writes the parameter pod as the
+	// comment of each set entry.
 	Deny(pod string, addrs ...netip.Addr) error
 	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for strays: addresses in
 	// these sets that belong to no attachment.
@@ -48,6 +48,6 @@ type PodSets interface {
 	// Check returns an error for each address that isn't in the set of all pods, or that is in no ingress class or in
 	// no egress class.
 	Check(addrs ...netip.Addr) error
-	// Addresses returns the addresses in all sets that can have only pods of this node.
+	// Addresses returns the addresses in all sets that have only pods of this node.
 	Addresses() ([]netip.Addr, error)
 }

@@ -150,7 +150,7 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // the first error, or the error of a later backend whose set the rules use
+	return errs[0] // the error of the backend with rules that use its set, or else of the first backend
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

@@ -17,7 +17,7 @@ import (
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
-	denied  []netip.Addr // the addresses in sets that can have only pods of this node
+	denied  []netip.Addr // the addresses in the sets that have only pods of this node
 	owners  map[netip.Addr]string
 }
 
@@ -30,8 +30,8 @@ type recorded struct {
 // sweep removes traces of attachments whose records were deleted by hand, or lost. An ID in valid counts as an
 // attachment even without a record.
 //
-// sweep reads the traces before the records. A record is written first, so a trace without a record belongs to
-// no attachment.
+// sweep reads the traces before the records. An attachment's record is written before all traces, so a trace without a
+// record belongs to no attachment.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -113,10 +113,10 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 // still.
 const lostWithin = time.Second
 
-// DenyLost finds lost addresses: addresses in the backends' sets of pods that are in no readable record, or only in the
-// record of an attachment that is ending. It puts them into the sets of all pods of each backend that may be in use.
-// The agent calls DenyLost before it removes a backend's sets. The agent's ruleset has no lost addresses, so only these
-// sets keep a pod behind another plugin closed until the pod's link is down.
+// DenyLost finds lost addresses. A lost address is in a backend's set of pods, but in no readable record, or only in
+// records of attachments that are ending. DenyLost puts lost addresses into the sets of all pods of each backend that
+// may be in use. The agent calls DenyLost before it removes a backend's sets. The agent's ruleset has no lost
+// addresses, so only the sets of all pods keep a pod behind another plugin closed until the pod's link is down.
 //
 // DenyLost takes the node's lock, so no address is released and assigned to another pod meanwhile. If another process
 // has the lock for lostWithin, DenyLost returns an error, and the caller tries again later. The end of an attachment
@@ -140,7 +140,7 @@ func (n Node) DenyLost() error {
 		return err
 	}
 	attached, pods := map[netip.Addr]bool{}, map[netip.Addr]string{}
-	for a, owner := range owners { // for broken records, the agent's ruleset has the same comments
+	for a, owner := range owners { // the agent gives the same name to the pod of a broken record
 		pods[a] = endpoint.Pod{Namespace: "unknown", Name: owner}.String()
 	}
 	for _, id := range ids {
@@ -152,7 +152,7 @@ func (n Node) DenyLost() error {
 			attached[a.Addr], pods[a.Addr] = attached[a.Addr] || !ending, e.Pod.String()
 		}
 	}
-	lost := map[string][]netip.Addr{} // by the comment beside the addresses
+	lost := map[string][]netip.Addr{} // by pod: Deny writes the pod's name as the comment of the set entries
 	for _, a := range denied {
 		if pod := cmp.Or(pods[a], "unknown"); !attached[a] && !slices.Contains(lost[pod], a) {
 			lost[pod] = append(lost[pod], a)

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// commentedSets notes the comments that Deny gets, and whether another process could have taken the node's lock.
+// commentedSets notes the comments that Deny gets, and whether another process could take the node's lock during Deny.
 type commentedSets struct {
 	otherSets
 	comments map[netip.Addr]string
@@ -42,7 +42,7 @@ func TestDenyLost(t *testing.T) {
 	for i, name := range []string{"attached", "ending", "broken", "lost"} {
 		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
 		addrs[name] = addr
-		sets.denied = append(sets.denied, addr, addr) // both backends have it
+		sets.denied = append(sets.denied, addr, addr) // once for each backend
 		e := &endpoint.Endpoint{
 			ContainerID: name, IfName: "eth0", Enforcement: conf.Strict, Chained: true,
 			Pod:       endpoint.Pod{Namespace: "ns-1", Name: name},

@@ -86,8 +86,8 @@ func (s failingSets) Purge(addrs ...netip.Addr) error {
 	return s.PodSets.Purge(addrs...)
 }
 
-// TestEndTogetherInOrder: addresses leave the sets after the guard has forbidden their ports to send, and before they
-// are released.
+// TestEndTogetherInOrder: the guard first forbids the ports to send. Then the addresses leave the sets, and only then
+// are the addresses released.
 func TestEndTogetherInOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -156,8 +156,8 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.must(other.Close())
 }
 
-// TestEndTogetherAfterKill: if a killed DEL has released an address that was assigned anew, the next DEL leaves
-// the new attachment alone.
+// TestEndTogetherAfterKill: a killed DEL has released an address, and a new attachment has got the address. A later DEL
+// ends the killed DEL's attachment, and leaves the address of the new attachment assigned and in its sets.
 func TestEndTogetherAfterKill(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

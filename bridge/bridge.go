@@ -298,7 +298,7 @@ func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	return MAC(addrs[0].Addr)
 }
 
-// Gateways returns the gateway of each address, with the prefix length of the subnet. Equal gateways are repeated.
+// Gateways returns the gateway of each address, with the prefix length of the subnet. The result may have duplicates.
 func Gateways(addrs []endpoint.Address) []netip.Prefix {
 	var gws []netip.Prefix
 	for _, a := range addrs {

@@ -422,7 +422,8 @@ func TestShutPeer(t *testing.T) {
 	}
 }
 
-// TestPortExists: PortExists allocates little memory. The agent calls it for each pod again and again.
+// TestPortExists: PortExists finds links, even a link without IPv4, and allocates little memory. The agent calls
+// PortExists for each pod again and again.
 func TestPortExists(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -578,7 +579,7 @@ func TestFindPeerOfANewLink(t *testing.T) {
 }
 
 // TestOthersRoutesStay: if other links have routes to weir0's subnets, weir adds its routes without replacing theirs,
-// and reports the routes that come before weir's.
+// and reports the other links' routes that the kernel uses instead of weir's.
 func TestOthersRoutesStay(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -148,8 +148,8 @@ func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error
 // peerLink finds the link by its index, because another program may have renamed the link. If the index is 0, peerLink
 // finds the link by its name. It returns nil if the link is gone.
 //
-// If the link with this index has another name, the link must lead to one of the addresses. Otherwise the link is a
-// later pod's: a link that moves to the node from another network namespace keeps its index if the node has no such
+// If the link with this index has another name, the link must lead to one of the addresses. Otherwise the link belongs
+// to a later pod: a link that moves to the node from another network namespace keeps its index if the node has no such
 // index.
 func peerLink(h netlinksafe.Handle, hostIf string, index int, addrs []endpoint.Address) (link netlink.Link, err error) {
 	if index == 0 {

@@ -281,9 +281,9 @@ func AddLinkLocalPorts(ports []uint32) error {
 	return nil
 }
 
-// KeepLinkLocal makes the table "bridge weir-link-local" with exactly these ports, or repairs it. Without ports it
-// deletes the table. If keep is true, KeepLinkLocal removes no other ports from the table. It returns the ports that
-// the table lacked. damaged is true if there was no table, or if its rules were wrong.
+// KeepLinkLocal makes or repairs the table "bridge weir-link-local". If keep is false, the table then has exactly these
+// ports; if keep is true, it also keeps its other ports. KeepLinkLocal deletes a table that would have no ports. It
+// returns the ports that the table lacked. damaged is true if there was no table, or if its rules were wrong.
 func KeepLinkLocal(ports []uint32, keep bool) (lacked []uint32, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

@@ -36,8 +36,8 @@ func dump[T any](
 	return all, err
 }
 
-// withoutStatistics leaves out the counters of links, which take most of the time (RTEXT_FILTER_SKIP_STATS in
-// linux/rtnetlink.h).
+// withoutStatistics makes the kernel leave out the counters of links, because reading them takes most of the time
+// (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
 func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
 
 func allLinks(lists *batch.Dumper) ([]Link, error) {

@@ -64,7 +64,7 @@ type neighbourSeen struct {
 	Permanent bool
 }
 
-// routeSeen is a route, with the link by which it leaves.
+// routeSeen is a route. Link is the index of the link to which the route leads.
 type routeSeen struct {
 	Link, Table, Type int
 	Dst               netip.Prefix
@@ -269,8 +269,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns the link, and false if the link is missing. The parameters reads are the errors from reading other lists
-// that the caller needs. If one of these lists or the links couldn't be read, link returns an error that wraps
+// link returns the link, and false if the link is missing. The parameter reads has the errors from reading the other
+// lists that the caller needs. If one of these lists or the links couldn't be read, link returns an error that wraps
 // errUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {

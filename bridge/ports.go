@@ -61,8 +61,8 @@ var portFlags = []struct {
 	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
-// Check names everything that is wrong with the port. It returns nil if the port's link is missing, or if weir0 is
-// missing, which weirBridge.Check reports.
+// Check names everything that is wrong with the port. It returns nil if the port's link or weir0 is missing:
+// weirBridge.Check reports that weir0 is missing.
 func (p portOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {

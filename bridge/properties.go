@@ -15,7 +15,7 @@ import (
 // Kind groups properties: the agent counts repairs by kind.
 type Kind string
 
-// KindGuard and KindOverlay count the repairs of the guard and of package overlay, for which there is no Property.
+// KindGuard and KindOverlay are for the repairs of the guard and of package overlay. No Property has these kinds.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"
@@ -51,7 +51,7 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 // Knowledge has the facts on which the wanted node settings depend.
 type Knowledge struct {
 	Pods []Pod
-	// MAC is weir0's earlier MAC, or nil if it is unknown.
+	// MAC is the MAC that weir0 had when all properties were last right, or nil if that MAC is unknown.
 	MAC net.HardwareAddr
 	// Tunnels are the families whose packets between pods of different nodes need the tunnel.
 	Tunnels []conf.Family

@@ -210,8 +210,8 @@ func TestLaterRoutes(t *testing.T) {
 	}
 }
 
-// TestNoIPv6OnPeers: Compare reports a link that should have no IPv6 only if the link is the pod's own link, and not a
-// later link with the same name.
+// TestNoIPv6OnPeers: Compare reports a pod's link that has IPv6, but should have none. It doesn't report a link whose
+// index shows that it is a later link with the same name.
 func TestNoIPv6OnPeers(t *testing.T) {
 	for _, tc := range []struct {
 		value string
@@ -234,7 +234,7 @@ func TestNoIPv6OnPeers(t *testing.T) {
 	}
 }
 
-// TestCompare: if one thing is wrong, Compare names it and nothing else.
+// TestCompare: if one thing is wrong or unknown, Compare names this thing and nothing else.
 func TestCompare(t *testing.T) {
 	broken := errors.New("the kernel is busy")
 	for _, tc := range []struct {

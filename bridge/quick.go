@@ -51,7 +51,8 @@ func (s Sender) quick() []nftables.SetElement {
 	return all
 }
 
-// quickOf returns the elements of quickSet that have the MAC and the address of an element in all.
+// quickOf returns the present elements of quickSet (in has) that have the MAC and the address of an element of
+// senders4 (in all).
 func quickOf(has senderKeys, all elements) []nftables.SetElement {
 	senders := map[string]bool{}
 	for _, e := range all[guardSets[conf.IPv4]] {

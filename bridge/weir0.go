@@ -260,8 +260,8 @@ func (r routeToBridge) Check(o *Observed) error {
 	return fmt.Errorf("the route to %s by %s is missing", r.Dst, Name)
 }
 
-// errAhead means that another program's route to the same destination comes first. restore leaves both routes alone,
-// because pods of another network may still need the first one.
+// errAhead means that another program's route to the same destination comes before weir's route. restore leaves both
+// routes alone, because pods of another network may still need the other program's route.
 var errAhead = errors.New("another route to it comes first")
 
 func (o *Observed) whose(r routeSeen) string {

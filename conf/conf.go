@@ -22,7 +22,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
-// Enforcement says what ADD does for a pod if the agent doesn't answer.
+// Enforcement says whether policies are enforced on a pod, and what ADD does if the agent doesn't answer.
 type Enforcement string
 
 const (

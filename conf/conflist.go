@@ -63,9 +63,9 @@ func typeOf(plugin json.RawMessage) string {
 	return p.Type
 }
 
-// WithAppended returns the list want with those plugins of the list have that other programs, such as Istio's and
-// Linkerd's agents, have appended. want is a result of Conflist. If the new list means the same as have, WithAppended
-// returns have.
+// WithAppended returns the list want, a result of Conflist, with some plugins of the list have: those that other
+// programs, such as the agents of Istio and Linkerd, have appended. If the new list means the same as have,
+// WithAppended returns have.
 func WithAppended(want, have []byte) ([]byte, error) {
 	if added := appended(have); len(added) > 0 {
 		var list map[string]json.RawMessage

@@ -45,8 +45,8 @@ const (
 	NumberSets      = ownSet + "numbers-"
 )
 
-// The two classes that always exist: NoneClass if the policies allow nothing, and OpenClass if no policy isolates the
-// pod. In the names of their sets, these words replace the hash.
+// The two classes that always exist: NoneClass for pods whose policies allow nothing, and OpenClass for pods that no
+// policy isolates. In the names of the two classes' sets, these words replace the hash.
 const (
 	NoneClass = "none"
 	OpenClass = "open"
@@ -62,7 +62,7 @@ const (
 	PortsChain   = ownChain + "PORTS"
 	// LinkLocalChain drops pods' packets from and to link-local addresses on another plugin's bridge. IPv6 only.
 	LinkLocalChain = ownChain + "LINK-LOCAL"
-	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
+	// These chains log and drop every packet. The chain's name in the log's text says why the packet is dropped.
 	CutChain       = ownChain + "CUT"       // packets of cut connections
 	MidstreamChain = ownChain + "MIDSTREAM" // packets of TCP connections that connection tracking doesn't know
 	NoPodChain     = ownChain + "NO-POD"    // packets from weir0 but from no pod, or to weir0 but to no pod
@@ -129,7 +129,8 @@ var fixedSets = map[string]SetKind{
 	ErrorsSet: SetOfErrors, TrialSet: SetOfTrials,
 }
 
-// hashedSets lists MergedBlockSets before BlockSets, because BlockSets is the beginning of MergedBlockSets.
+// hashedSets lists MergedBlockSets before BlockSets. KindOfSet uses the first prefix that fits, and BlockSets also fits
+// the names that begin with MergedBlockSets.
 var hashedSets = []struct {
 	prefix string
 	kind   SetKind

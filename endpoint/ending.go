@@ -153,7 +153,7 @@ func Busy(id string) (bool, error) {
 	return locked, ignoreNotExist(err)
 }
 
-// Abandoned reports whether the attachment is ending, and the process that began to end it is gone.
+// Abandoned returns true if the attachment is ending, and no process is ending it: the process that began is gone.
 //
 // Equivalent to: flock --nonblock ENDING-RECORD true
 func Abandoned(id string) (bool, error) {

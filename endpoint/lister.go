@@ -85,12 +85,12 @@ func (l *Lister) unchanged(ids []string) bool {
 	})
 }
 
-// is reports whether the record was read from this file, and the file has not changed since.
+// is returns true if the record was read from this file, and the file has not changed since.
 func (l listed) is(file fs.FileInfo) bool {
 	return os.SameFile(l.file, file) && l.file.Size() == file.Size() && l.file.ModTime().Equal(file.ModTime())
 }
 
-// load returns the record of the attachment id. listed.file is nil if the record must be read again the next time.
+// load returns the record of the attachment id. listed.file is nil if the next List must read the record again.
 func (l *Lister) load(id string) (listed, error) {
 	file, err := os.Lstat(path(id)) // read before the record, so that List notices a later change
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package excerpt shortens texts that come from outside of weir, and makes them safe to print.
 //
 // Invariants:
-//   - Of, Printable and WriteJSON return only printable characters and newlines.
+//   - The results of Of, Printable and WriteJSON have only printable characters and newlines.
 //   - A text that Of has shortened ends with the number of bytes that were left out. A text that List has shortened
 //     ends with the number of elements that were left out. Of cuts no character in two.
 package excerpt

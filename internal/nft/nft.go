@@ -1,5 +1,5 @@
-// Package nft writes the nftables chains of the guard (package bridge) and the gate (package overlay), and compares
-// them with the chains in the kernel.
+// Package nft writes nftables chains, and compares them with the chains in the kernel. The packages bridge (the guard),
+// overlay (the gate) and flowlog use it.
 //
 // Invariants:
 //   - The package opens no connection to the kernel, and chooses no table: the caller passes both.
@@ -146,8 +146,8 @@ func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	return expr.Marshal(byte(family), e)
 }
 
-// TableExists reports whether the kernel has the table, and its rules are in force. A table with flags counts as
-// missing: another program owns it, or has disabled it ("dormant").
+// TableExists returns true if the kernel has the table, and the table's rules are in force. A table with flags counts
+// as missing: another program owns the table, or has disabled it ("dormant").
 //
 // Equivalent to: nft list tables FAMILY
 func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
