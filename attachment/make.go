@@ -161,7 +161,7 @@ func (m *making) undo(cause error) error {
 	return cause
 }
 
-// reserve assigns an address of each family and writes the record, under the node's lock.
+// reserve assigns an address of each family that has a range, and writes the record. Meanwhile it has the node's lock.
 func (m *making) reserve() error {
 	const step = "reserve addresses"
 	unlock, err := endpoint.Lock()
@@ -223,8 +223,7 @@ func (m *making) ensureBridge() error {
 	return failed("make the bridge", err)
 }
 
-// createLink makes the veth pair and configures the pod's end. The node's end stays down. Its error is
-// *LinkError.
+// createLink makes the veth pair and configures the pod's end. The node's end stays down. The error is a *LinkError.
 func (m *making) createLink() error {
 	p := m.port()
 	var err error

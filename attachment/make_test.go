@@ -53,7 +53,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// wantNothingLeft reports an error for each part of the attachment that is left.
+// wantNothingLeft reports an error if any part of the attachment is left.
 func wantNothingLeft(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
@@ -149,7 +149,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeAndEnd: an attachment can be made and ended with another implementation of PodSets.
+// TestMakeAndEnd: Make and End work with an implementation of PodSets that belongs to no backend.
 func TestMakeAndEnd(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -26,7 +26,7 @@ func (n *node) waiting(container string) (busy endpoint.BusyLock) {
 }
 
 // TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or
-// were killed.
+// were killed. It leaves an attachment alone whose DEL is running and doesn't wait yet.
 func TestEndTogether(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -77,8 +77,9 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if it is complete, and otherwise nil. It also calls disableBridgeNetfilter. After an error
-// it returns nil too: the caller then calls Ensure, and Ensure reports the error. FindReady needs no lock.
+// FindReady returns weir0 if it is complete, and otherwise nil. If weir0 is complete, FindReady also calls
+// disableBridgeNetfilter. After an error it returns nil: the caller then calls Ensure, and Ensure reports the error.
+// FindReady needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {

@@ -161,7 +161,8 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 }
 
-// TestTheGuardIsRepaired: if a part of the guard is removed, RepairGuard restores it.
+// TestTheGuardIsRepaired: if a part of the guard is removed, RepairGuard restores the part. If the records can't be
+// read, RepairGuard restores only the rules. AllowSender replaces the guard of an earlier version of weir.
 func TestTheGuardIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -367,8 +368,8 @@ func TestEnsureGoesOn(t *testing.T) {
 }
 
 // TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link has another name than the given name, the
-// link must lead to one of the given addresses. Without an index, ShutPeer sets a link down only if this link leads to
-// the given namespace.
+// link must lead to one of the given addresses. Without an index, both find the link by its name, and ShutPeer sets the
+// link down only if it leads to the given namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

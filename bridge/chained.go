@@ -289,7 +289,8 @@ func (p withoutIPv6) Check(o *Observed) error {
 // Equivalent to: sysctl -w net.ipv6.conf.LINK.disable_ipv6=1
 func DisableIPv6(link string) error { return setAll([]Property{sysctlWithoutIPv6(link)}) }
 
-// CheckNoIPv6 returns an error if DisableIPv6 wasn't called for the link, or if another program has undone it.
+// CheckNoIPv6 returns an error if the link's sysctl disable_ipv6 isn't 1 or can't be read. It returns nil if the sysctl
+// is missing.
 func CheckNoIPv6(link string) error {
 	s := sysctlWithoutIPv6(link)
 	s.Link = "" // no links were observed, so Check must not look for the link

@@ -11,8 +11,8 @@ import (
 
 var linkLocalPorts = regexp.MustCompile(`elements = \{ ([^}]*) \}`)
 
-// TestKeepLinkLocal: KeepLinkLocal gives the table the wanted ports, and returns the ports that the table lacked. A
-// second call finds nothing to do.
+// TestKeepLinkLocal: KeepLinkLocal gives the table the wanted ports, and returns the ports that the table lacked. It
+// keeps the table's other ports only if keep is true. A second call finds nothing to do.
 func TestKeepLinkLocal(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

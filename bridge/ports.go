@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// portOnBridge is the property that a pod's link is an isolated port of weir0, and that the link's MTU isn't smaller
-// than the MTU of the pod's end. Check accepts a missing link, because the kernel deletes the link together with the
-// pod's network namespace.
+// portOnBridge is the property that a pod's link is a port of weir0 with the flags in portFlags. If Up is true, the
+// link must be up. The link's MTU must not be smaller than the MTU of the pod's end. Check accepts a missing link,
+// because the kernel deletes the link together with the pod's network namespace.
 type portOnBridge struct {
 	HostIf string
 	Up     bool

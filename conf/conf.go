@@ -39,7 +39,7 @@ type NetConf struct {
 	types.NetConf
 	// Ranges are the ranges to assign addresses from. A pod gets one address of each family that has a range.
 	Ranges []Range `json:"-"`
-	// Routes are the routes that pods get. RoutesOf adds the default route.
+	// Routes are the routes that pods get. If Routes has no default route, RoutesOf adds one.
 	Routes []Route `json:"-"`
 	// MTU is the MTU of the pods' links in bytes. 0 means weir0's MTU. A new weir0 gets the MTU of the link with the
 	// node's default route.

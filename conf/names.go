@@ -34,7 +34,7 @@ const (
 	// FlowLogPrefix is the log text of FlowTable's rules.
 	FlowLogPrefix = "weir flow"
 	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows, except in
-	// the guard's and the gate's rules (below).
+	// the rules of the guard, the gate and LinkLocalTable (below).
 	LogPrefix = "weir drop "
 	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The name of the
 	// rule's chain follows.

@@ -141,7 +141,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if DEL had removed the record
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // like a record that DEL removes now
 		t.Fatal(err)
 	}
 	got, err := List()
@@ -158,7 +158,8 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 }
 
-// TestEnding: after MarkEnding, Load and List don't return the record.
+// TestEnding: after MarkEnding, Load and List don't return the record, but Exists returns true until Remove. A record
+// that can't be read also exists.
 func TestEnding(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -90,8 +90,8 @@ func packetsDuringAChange(t *testing.T, name Name) {
 	}
 }
 
-// dialBetween returns two connected UDP sockets. The receiver is in the pod with the address to, and the sender in the
-// pod with the address from.
+// dialBetween returns two UDP sockets: a receiver in the pod with the address to, and a sender in the pod with the
+// address from. The sender is connected to the receiver.
 func dialBetween(t *testing.T, n *Node, to, from string) (receiver *net.UDPConn, sender net.Conn) {
 	t.Helper()
 	at, err := net.ResolveUDPAddr("udp", to)

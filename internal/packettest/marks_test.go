@@ -15,8 +15,8 @@ import (
 
 const weirsBits = 0x1fff0000
 
-// TestMarks: no packet leaves weir's chains with the number of a class in its mark. Bits of the mark that other
-// programs have set stay, and don't change weir's verdicts.
+// TestMarks: no packet leaves weir's chains with the number of a class in its mark. If other programs have set all bits
+// of the mark, the bits that weir doesn't use stay, and weir's verdicts are still right.
 func TestMarks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
