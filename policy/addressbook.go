@@ -91,7 +91,7 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 type standing struct {
 	selectors []*live // ordered by ID
 	ports     []portAt
-	of        *Pod // the pod that the entry's comment names
+	of        *Pod // the pod that the comment of the address's set entries names
 }
 
 type portAt struct {

@@ -79,9 +79,9 @@ func TestLargePolicies(t *testing.T) {
 		name         string
 		policies     []*networkingv1.NetworkPolicy
 		more         []policy.Pod
-		rules        int // rules of the ingress chain of x/big, without the two that log and drop
+		rules        int // the number of rules in the ingress chain of the pod x/big, without the two that log and drop
 		pass, denied string
-		problems     []string // beginnings of the problems; several problems may have the last beginning
+		problems     []string // how the problems begin; the last text may be the beginning of several problems
 		of           int      // the number of problems, if the list problems has only some of them
 	}{
 		{

@@ -35,7 +35,7 @@ type classified struct {
 	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
 	// isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
-	supplies []*supply // the sets of the granted demands that are in the ruleset (part.placed)
+	supplies []*supply // the sets of the demands in part.placed
 	problems problemList
 	placed   map[askKey][]*demand       // part.placed, by policy and direction
 	reusable map[classKey]reusableClass // empty if the kernel refuses anything

@@ -51,7 +51,7 @@ var seed = maphash.MakeSeed()
 
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
-		// The hash is of key and value together, because two labels may swap their values.
+		// The hash is of key and value together, so it changes if two labels swap their values.
 		hash += maphash.Comparable(seed, [2]string{k, v})
 	}
 	for _, k := range p.Unknown {

@@ -28,8 +28,8 @@ type Delta struct {
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number is how many deltas with changes the source has made so far. The first delta always counts. Number is 0 if the
-	// source doesn't number deltas.
+	// Number is how many deltas with changes the source has made so far. The first delta counts even if it is empty.
+	// Number is 0 if the source doesn't number deltas.
 	Number uint64
 }
 

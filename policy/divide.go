@@ -99,7 +99,7 @@ func (p *part) keep(granted []*demand) {
 // compile may do no more work before the answer is known. The next call then continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node
-	if c.parts[t.namespace] != t.part { // another division will decide
+	if c.parts[t.namespace] != t.part { // the part is out of date: another division will decide on the new part's demands
 		t.demands = nil
 	}
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {

@@ -167,8 +167,8 @@ func comeAndGo(e *policy.Engine, nodes []policy.Node) {
 	e.Ruleset()
 }
 
-// TestNewNodesCostNoPods: an event of a Node without pods costs about the same with 1,000 and with 50,000 pods on the
-// same Nodes.
+// TestNewNodesCostNoPods: to add and to remove a Node without pods takes at most ten times as long with 50,000 pods on
+// nine other Nodes as with 1,000 pods on these Nodes.
 func TestNewNodesCostNoPods(t *testing.T) {
 	const few, many = 1000, 50_000
 	cost := func(pods int) time.Duration {
@@ -285,7 +285,7 @@ func notOneOf(key string, i, values int) metav1.LabelSelectorRequirement {
 }
 
 // BenchmarkSimilarPeers changes the labels of another node's pod. The engine must then match the pod with the peers of
-// 1,000 policies of a pod of this node. In all cases but one, no peer matches.
+// 1,000 policies of a pod of this node. No peer matches, except in the case "other NotIn, all match".
 func BenchmarkSimilarPeers(b *testing.B) {
 	for name, peer := range similar {
 		b.Run(name, func(b *testing.B) {

@@ -181,8 +181,9 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		return np
 	}
 	small := networkingv1.NetworkPolicyEgressRule{}
-	// The rules come in groups, and each group is at least as large as all groups before it. With these 10 rules, all
-	// later groups have at least 10 rules.
+	// The rules come in groups, and each group is at least as large as all groups before it together. So each group that
+	// comes after these 10 rules has at least 10 rules.
+
 	for i := range 10 {
 		app := map[string]string{"app": fmt.Sprint("a", i)}
 		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})
@@ -212,7 +213,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		switch n {
 		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
 			e.Apply(policies(egress(1, "more", many(30))))
-		case 10: // the second namespace has made the other set of the rule both
+		case 10: // the second namespace has also made the selector set that its rule both needs
 			gone := policy.NewDelta()
 			for _, name := range []string{"many", "more"} {
 				gone.Policies[policy.Name{Namespace: "ns1", Name: name}] = nil
@@ -230,8 +231,8 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 	}
 }
 
-// TestSmallWaitsForNoLargeSet: the ruleset of Small has a denial that was just added, while large sets of other tenants
-// are still incomplete. Small adds nothing to these sets.
+// TestSmallWaitsForNoLargeSet: a policy that denies everything is added while large sets of other tenants are
+// incomplete. The ruleset that Engine.Small returns has this policy. Engine.Small adds nothing to the large sets.
 func TestSmallWaitsForNoLargeSet(t *testing.T) {
 	for name, list := range hostile {
 		e, all := city(2000)

@@ -62,8 +62,8 @@ func notMapped(p netip.Prefix) error {
 	return nil
 }
 
-// unmapped returns the IPv4 network of an IPv4-mapped IPv6 network, and other networks as they are. An API server
-// accepts a mapped except in an IPv4 network: it then compares the IPv4 addresses.
+// unmapped returns the IPv4 network of an IPv4-mapped IPv6 network, and other networks as they are. parseIPBlock needs
+// it, because an API server accepts an IPv4-mapped except in an IPv4 CIDR.
 func unmapped(p netip.Prefix) netip.Prefix {
 	if a := p.Masked().Addr(); a.Is4In6() {
 		return netip.PrefixFrom(a.Unmap(), p.Bits()-96)

@@ -26,7 +26,7 @@ func TestIPBlock(t *testing.T) {
 		{"10.0.0.0/8", "10.128.0.0/9 ::ffff:10.64.0.0/106", "10.0.0.0/10"},
 		{"0.0.0.0/0", "::ffff:0:0/96", ""},
 		{"10.0.0.0/8", "::ffff:11.0.0.0/112", "ipBlock.except[0]"},
-		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // it is wider than the CIDR; API servers accept it
+		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // wider than the CIDR; API servers accept it
 		{"10.0.0.0/8", "::ffff:10.0.0.0/95", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "::ffff:10.0.0.0/8", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "fd00::/16", "ipBlock.except[0]"},
@@ -88,7 +88,8 @@ func accepts(cidr *net.IPNet, except string) bool {
 	return cidr.Contains(inner.IP) && short < long && !wider
 }
 
-// TestUnmapped: a mapped network has the same addresses as its IPv4 network.
+// TestUnmapped: unmapped turns a network of IPv4-mapped addresses into the IPv4 network. It returns other networks
+// unchanged, also a network that has IPv4-mapped addresses and other addresses (::ffff:0:0/95).
 func TestUnmapped(t *testing.T) {
 	for in, want := range map[string]string{
 		"::ffff:192.0.2.7/128": "192.0.2.7/32", "::ffff:0:0/96": "0.0.0.0/0", "::ffff:0:0/95": "::ffff:0.0.0.0/95",

@@ -96,8 +96,8 @@ func (l *local) groups(s *side) (groups []*group, open []localEndpoint) {
 		return byPolicies[k]
 	}
 	notIsolated, policies := at(alternatives{nil}), newIsolating(s.direction, l.policies)
-	// Pods that are expected on this node already get classes. So their enrolment changes only sets, and ADD is
-	// quicker.
+	// Pods that are expected on this node get their classes before they are attached. So their enrolment changes only
+	// sets, and ADD is quicker.
 	for _, p := range l.expected {
 		at(policies.of(p))
 	}

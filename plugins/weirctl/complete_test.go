@@ -71,7 +71,7 @@ func TestCompleteValues(t *testing.T) {
 			t.Fatal(err)
 		}
 		all := strings.Fields(out.String())
-		if got := all[:len(all)-1]; !slices.Equal(got, want) { // the last line has the directive
+		if got := all[:len(all)-1]; !slices.Equal(got, want) { // the last line is cobra's directive for the shell
 			t.Errorf("%q: %q, want %q", line, got, want)
 		}
 	}

@@ -168,8 +168,8 @@ func (o *dropsOptions) checkNames(ctx context.Context) error {
 }
 
 // checkNames returns an error if the namespace, the pod or the policy of the query doesn't exist now. It asks this
-// node's agent, or the API server if cluster is true. Agents remember drops and flows of pods that have ended, so an
-// unknown name isn't always wrong.
+// node's agent, or the API server if cluster is true. A name that doesn't exist now can still be right, because agents
+// remember drops and flows of pods that have ended.
 func checkNames(ctx context.Context, source client.Source, cluster bool, q agentapi.DropsQuery) error {
 	if q.Namespace+q.Pod+q.Policy == "" {
 		return nil

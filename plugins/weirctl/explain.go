@@ -73,7 +73,7 @@ func explainCommand() *cobra.Command {
 			}
 			question := explain.Question{From: args[0], To: args[1], Namespace: namespace}
 			if cluster && source.Place == "" {
-				source.Place = "kubernetes" // without --source, even on a node with an agent
+				source.Place = "kubernetes" // with --cluster, the API server is the default even on a node with an agent
 			}
 			e, err := answer(cmd.Context(), &source, question)
 			if kind, _, _ := source.Kind(); err == nil && cluster && kind == client.FromKubernetes {
@@ -155,8 +155,8 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	return e, err
 }
 
-// maybeHidden adds to err that the missing end may be among objects that the user may not read. If there are no such
-// objects, it returns err.
+// maybeHidden returns err. If err says that an end of q doesn't exist, and a gap says that the user may not read such
+// objects, maybeHidden adds the gap to the message: the end may exist.
 func maybeHidden(err *explain.InputError, q explain.Query, gaps []string) error {
 	among := map[explain.EndKind]string{
 		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",

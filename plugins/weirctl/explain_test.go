@@ -185,8 +185,8 @@ func TestICMP(t *testing.T) {
 	}
 }
 
-// TestManyPolicies: if there are very many policies or rules, the text names some of them, and the number of the
-// others.
+// TestManyPolicies: if there are very many policies or rules, the text names some of them, and says how many others
+// there are.
 func TestManyPolicies(t *testing.T) {
 	var manifest strings.Builder
 	manifest.WriteString(nodePort)
@@ -306,7 +306,7 @@ func TestMaybeHidden(t *testing.T) {
 		{"svc/shop/b:80", nil, gaps, true},
 		{"shop/b:80", nil, gaps, true},
 		{"svc/shop/b:80", nil, nil, false},
-		{"svc/shop/b:80", []policy.Service{{Namespace: "shop", Name: "c"}}, gaps, true}, // the error names shop/c
+		{"svc/shop/b:80", []policy.Service{{Namespace: "shop", Name: "c"}}, gaps, true}, // shop/b may be hidden
 		{"svc/shop/b:80", nil, listed, false},
 		{"svc/b/b:80", nil, listed, true},
 		{"node/n1:80", nil, listed, false},

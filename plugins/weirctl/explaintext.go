@@ -45,8 +45,8 @@ func result(r explain.Result) client.Styled {
 	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
 }
 
-// pathLines prints a path. If an earlier path has the same pods and sides, pathLines names the earlier path instead of
-// repeating the sides.
+// pathLines prints a path, with the verdicts at its two ends (Sides). If an earlier path has the same pods and the same
+// verdicts, pathLines names the earlier path instead of repeating the verdicts.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
 	if path.Protocol == ruleset.ICMPv6 {

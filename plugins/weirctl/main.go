@@ -76,7 +76,8 @@ func rootCommand() *cobra.Command {
 	return root
 }
 
-// outputFlag adds the flag --output. The first word is the default. more is the end of the flag's help.
+// outputFlag adds the flag --output. The flag's values are the words, and words[0] is the default. The flag's help ends
+// with more.
 func outputFlag(cmd *cobra.Command, output *string, more string, words ...string) {
 	last := len(words) - 1
 	help := strings.Join(words[:last], ", ") + " or " + words[last] + more

@@ -133,7 +133,7 @@ func partyNames(m *reach.Matrix) (names []string) {
 	return slices.Compact(names)
 }
 
-// parties returns nil for an empty text, which means all parties.
+// parties returns nil for an empty text. nil stands for all parties.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {

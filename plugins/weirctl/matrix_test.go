@@ -235,7 +235,7 @@ func TestUnreadSource(t *testing.T) {
 	}
 }
 
-// TestServiceAddress: an address of a Service means the pods behind it.
+// TestServiceAddress: matrix --to prints the same for a Service's address as for the Service's name.
 func TestServiceAddress(t *testing.T) {
 	dir := t.TempDir()
 	text := strings.Replace(shop, "spec: {selector: {app: db}", "spec: {clusterIP: 10.96.0.10, selector: {app: db}", 1)

@@ -45,7 +45,7 @@ func TestPublishedConnectivity(t *testing.T) {
 		dir := filepath.Join(*corpus, "tests", name)
 		text, err := os.ReadFile(f)
 		if _, missing := os.Stat(dir); missing != nil || err != nil {
-			continue // without a directory, the file is the result of another command for a part of a case
+			continue // a file without a directory of manifests is the output of another command of the analyzer
 		}
 		want, ok := readPublished(string(text))
 		s := client.Source{Place: "dir:" + dir}

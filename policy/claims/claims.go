@@ -39,8 +39,8 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims limits the addresses, and also the networks, that are read from one Node. Without a limit, one Node could
-// fill the routing tables of all nodes. Kubernetes gives a Node at most two addresses and two networks.
+// maxClaims is how many addresses, and how many networks, are read from one Node at most. Without a limit, one Node
+// could fill the routing tables of all nodes. Kubernetes gives a Node at most two addresses and two networks.
 const maxClaims = 32
 
 // Terms has the conditions under which Settle finds a claim valid.
@@ -219,8 +219,9 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that were valid before, if their Nodes still make them and Settle's conditions don't make them
-// invalid now. It must run before new claims are checked, because the claim that is kept first wins.
+// goOn keeps the claims that were valid before, if their Nodes still make them. It leaves out another node's network
+// that now contains an address in Local. goOn must run before new claims are checked: of two claims that overlap, the
+// claim that is kept first is valid.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))

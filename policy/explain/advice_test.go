@@ -23,7 +23,8 @@ func selecting(app string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}
 }
 
-// isolatingApp returns a policy that isolates the pods of an app in one direction, and allows the pods of another app.
+// isolatingApp returns a policy that isolates the pods of an app in one direction. The policy allows the pods of the
+// app peer, or nothing if peer is empty.
 func isolatingApp(name, app string, d networkingv1.PolicyType, peer string) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
 	np.Spec.PodSelector, np.Spec.PolicyTypes = *selecting(app), []networkingv1.PolicyType{d}

@@ -220,7 +220,7 @@ func TestWorldNeedsANetwork(t *testing.T) {
 }
 
 // TestEndingEndpoints: if no endpoint is ready, kube-proxy uses endpoints that are ending and still serve. With a
-// traffic policy Local, only endpoints of the receiving node count. DNS has no ending endpoints.
+// traffic policy Local, only endpoints of the receiving node count. DNS never returns ending endpoints.
 func TestEndingEndpoints(t *testing.T) {
 	at := func(a, node string, ready, ending bool) policy.ServiceEndpoint {
 		return policy.ServiceEndpoint{

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// entrance says how a connection comes to a Service. kube-proxy's choice of endpoints depends on it.
+// entrance says how a connection comes to a Service. kube-proxy's choice of endpoints depends on the entrance.
 type entrance struct {
 	outside bool
 	// address is the destination, or invalid if the query names the Service.
@@ -162,9 +162,10 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 // foreign reports whether the connection comes to a node's nodePort from outside of the node.
 func (in entrance) foreign() bool { return in.node != "" && (in.outside || in.sender != in.node) }
 
-// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them. If the
-// node forwards a packet to a pod of another node, the packet's source becomes an address of the node. Packets to the
-// node's own pods keep their source.
+// passes reports whether there is a path from s to t. If in.node forwards a packet to a pod of another node, the
+// packet's source becomes an address of in.node (s.forwards). Packets to the pods of in.node keep their source. A
+// sender on in.node also has a path under its own address to other nodes' pods, because its egress policies decide on
+// that address. If in.node or t.on is empty, passes returns true.
 func (in entrance) passes(s Place, t target) bool {
 	switch {
 	case in.node == "" || t.on == "":

@@ -18,7 +18,7 @@ func corner(r *rand.Rand, s *policy.State) {
 		changePod(r, s, func(p *policy.Pod) { crampAddresses(r, p) })
 	case 2:
 		addEndpoint(r, s)
-	case 3: // another pod of the same name with another UID
+	case 3: // another pod of the same name, usually with another UID
 		if len(s.Pods) > 0 {
 			p := pick(r, s.Pods)
 			p.Labels, p.UID, p.Addresses = labels(r), pick(r, []string{"", "one", "two", "three"}), []netip.Addr{cramped(r)}

@@ -9,7 +9,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// DualStack returns a state in which policies isolate pods of both families. It returns the same state each time.
+// DualStack returns a state in which policies isolate IPv4 and IPv6 addresses of pods. It returns the same state each
+// time.
+
 func DualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {

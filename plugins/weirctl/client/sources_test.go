@@ -22,7 +22,7 @@ import (
 )
 
 // TestSourcesAgree: the API server, files, and an agent's answer in JSON give the same Services and pods. If a source
-// lost a field, its explanations would differ.
+// lost a field, explanations from this source would differ.
 func TestSourcesAgree(t *testing.T) {
 	text, err := os.ReadFile("../testdata/services/cluster.yaml")
 	if err != nil {

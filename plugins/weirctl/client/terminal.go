@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// YAML is a format of commands that print whole objects.
+// YAML is an output format. Only commands that print whole objects have it.
 const YAML Format = "yaml"
 
 // Styles of text on a terminal (ECMA-48, "SGR").

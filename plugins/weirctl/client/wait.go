@@ -28,7 +28,7 @@ type Waited struct {
 	Missing map[string]string `json:"missing,omitempty"`
 }
 
-// NoNode is the key of Waited.Missing for a reason that is about the pod itself.
+// NoNode is the key of Waited.Missing if the pod itself lacks something: it has no node or no address yet.
 const NoNode = "-"
 
 type Wait struct {
@@ -48,8 +48,8 @@ const (
 )
 
 // Wait returns when all nodes concerned enforce the object as it was when Wait began, or a newer version of it. If ctx
-// ends first, Missing has the reasons. Wait computes the short form that each node must have, and compares it with the
-// agent's answer.
+// ends first, Missing has the reasons. Wait computes what each node must enforce, and compares the result with the
+// answer of the node's agent.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round

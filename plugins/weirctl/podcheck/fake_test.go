@@ -31,7 +31,7 @@ import (
 type fake struct {
 	mu      sync.Mutex
 	nodes   int
-	objects map[string]runtime.Object // the objects, by their paths
+	objects map[string]runtime.Object // by the path of their URL
 	made    int
 	starts  func(*corev1.Pod)
 	// broken returns why a probe fails, or "". server is the number of the server's node, or -1.

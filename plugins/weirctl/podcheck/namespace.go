@@ -81,7 +81,8 @@ func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (
 
 func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	for i := 1; wait(ctx, c.Times.Alive); i++ {
-		// An error doesn't matter. The next round tries again, and while the API server is away, other checks fail too.
+		// An error doesn't matter, because the next round tries again. While the API server doesn't answer, no other check
+		// can remove this namespace.
 		_ = c.Annotate(ctx, namespaces, "", namespace, [2]string{aliveAnnotation, fmt.Sprint(i)})
 	}
 }

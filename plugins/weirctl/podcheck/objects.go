@@ -82,7 +82,7 @@ func podObject(role string, i int, node, image string, ends time.Duration) *core
 					AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 				},
-				// This probe also checks that the node reaches its own pods.
+				// The node's kubelet sends this probe. So the pod becomes ready only if the node reaches its own pods.
 				ReadinessProbe: &corev1.Probe{
 					ProbeHandler: corev1.ProbeHandler{
 						HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(probe.Port), Path: "/"},

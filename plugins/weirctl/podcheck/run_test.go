@@ -77,7 +77,7 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
-// TestBroken: if something is broken, its check and its node are named.
+// TestBroken: if a connection is broken, the report names the check that fails, and the node.
 func TestBroken(t *testing.T) {
 	v6 := func(p probe.Probe) bool { return strings.HasPrefix(p.To, "[") }
 	for name, tc := range map[string]struct {
@@ -211,7 +211,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestLeftovers: if a check was killed, the next check removes its namespace.
+// TestLeftovers: if a check was killed, the next check removes the namespace of the killed check. Namespaces of running
+// checks and of other programs stay.
 func TestLeftovers(t *testing.T) {
 	f := newFake(1)
 	for _, name := range []string{"killed", "running", "foreign"} {
