@@ -85,8 +85,9 @@ func (x *isolating) of(pods ...*Pod) alternatives {
 // policy's name contains a slash (NAMESPACE/NAME).
 const auditedGroup = "audited"
 
-// split returns the enforced policies if there are any, and otherwise the audited ones. The enforced policies already
-// isolate the pod. If the audited policies were also enforced, they would allow more, and drop nothing.
+// split returns the enforced policies if there are any, and otherwise the audited ones. Beside enforced policies,
+// audited policies would drop nothing: the enforced policies isolate the pod, and the audited ones would only allow
+// more.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {

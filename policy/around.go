@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Around returns the objects that decide on packets between the addresses. The caller must not change them.
+// Around returns the objects that decide on packets between the addresses. The caller must not change the objects.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

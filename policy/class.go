@@ -12,7 +12,7 @@ type side struct {
 	direction ruleset.Direction
 	own       ruleset.Part // where a packet has the isolated pod's address
 	peer      ruleset.Part // where a packet has the peer's address
-	dispatch  string       // the chain that leads a packet to its class
+	dispatch  string       // name of the dispatch chain
 	chains    string       // beginning of the names of class chains
 	sets      string       // beginning of the names of class sets
 }

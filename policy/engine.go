@@ -40,7 +40,7 @@ type Engine struct {
 	endpoints map[string]Endpoint        // by ID
 	attached  map[Name][]string          // IDs of a pod's endpoints, in order
 	local     map[string]map[string]bool // IDs of endpoints, by namespace
-	expected  map[string]map[*pod]bool   // pods of this node that have no address yet, by namespace
+	expected  map[string]map[*pod]bool   // pods of this node without an address and an endpoint yet, by namespace
 	refused   ruleset.Refused
 	strays6   bool
 

@@ -16,8 +16,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: one tenant adds a policy that denies everything. This costs at most 1.5 times as much work if
-// other tenants have hostile policies. The test takes the number of allocations as a measure of the work.
+// TestOthersPayLittle: one tenant adds and deletes a policy that denies everything. If other tenants have hostile
+// policies, this costs at most 1.5 times as much work as without them. The test takes the number of allocations as a
+// measure of the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -183,7 +184,6 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 	small := networkingv1.NetworkPolicyEgressRule{}
 	// The rules come in groups, and each group is at least as large as all groups before it together. So each group that
 	// comes after these 10 rules has at least 10 rules.
-
 	for i := range 10 {
 		app := map[string]string{"app": fmt.Sprint("a", i)}
 		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})

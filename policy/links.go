@@ -91,7 +91,7 @@ func (c *common) chainedPods() chainedPods {
 				InPort: link.Port, Comment: "weir: an ICMP error of " + words + " under a foreign name",
 				Action: ruleset.GoTo, To: conf.ForgedChain,
 			})
-		case link.Port == "" && link.In != "": // if the pod has no address of the family, every source is forged
+		case link.Port == "" && link.In != "": // also without an address of the family: then every source is forged
 			any := entry(netip.PrefixFrom(unspecified[c.family], 0), words)
 			any.Link = link.In
 			p.own = append(p.own, any)

@@ -21,7 +21,7 @@ const (
 
 type named struct {
 	word  string // hash of a Deployment's template, time of a CronJob's job, or version of a DeploymentConfig
-	whole bool   // false if the end of the word is missing in the name
+	whole bool   // false if the end of the word may be missing in the name
 	index string // index of an indexed job's pod
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestCompleteNames: a shell gets the names of objects for arguments and flags.
+// TestCompleteNames: for arguments and flags, completion offers the names of objects.
 func TestCompleteNames(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {
@@ -53,7 +53,7 @@ func TestCompleteNames(t *testing.T) {
 	}
 }
 
-// TestCompleteValues: a shell gets the values of flags that have few values. After dir:, it gets directories.
+// TestCompleteValues: for a flag that has few values, completion offers the values. After dir:, it offers directories.
 func TestCompleteValues(t *testing.T) {
 	inDirectory(t, nil)
 	for line, want := range map[string][]string{

@@ -195,7 +195,7 @@ func checkNames(ctx context.Context, source client.Source, cluster bool, q agent
 	return err
 }
 
-// checkNamespace returns an error with the nearest names if the namespace doesn't exist and has no pod.
+// checkNamespace returns an error with the nearest names if there is neither a namespace of this name nor a pod in it.
 func checkNamespace(c explain.Cluster, namespace string) error {
 	var all []string
 	for _, n := range c.Namespaces {

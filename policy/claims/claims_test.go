@@ -107,10 +107,11 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: if two Nodes make the same claim, the older Node's is valid, whatever the order of the Nodes.
+// TestSettleOrder: if two Nodes make the same claim, the older Node's claim is valid. A Node without a creation time
+// counts as the youngest. Among Nodes of the same age, the Node self comes first, and then the order of names decides.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
-		first, second int // minutes of the creation times
+		first, second int // minutes of the creation times; -1 stands for no creation time
 		names         [2]string
 		keeps         int
 	}{
@@ -138,8 +139,9 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: if a Node is edited, the claims of other Nodes stay valid, even if the edited Node is the
-// oldest.
+// TestWhatCountedBefore: Node a is edited so that its claims overlap those of Node z. The claims of z that were valid
+// before stay valid, even if a is older. For a new address of z, and for all claims of a z that was created again, the
+// older Node's claim is valid.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)

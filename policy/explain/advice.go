@@ -105,7 +105,7 @@ func (x *explainer) isolatesToo(near verdict.Near, d ruleset.Direction, p verdic
 	})
 }
 
-// needed says which rule to add if no rule almost allows the connection.
+// needed says which rule to add so that the policies of s allow the connection.
 func (x *explainer) needed(s Side, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	ports := "for all ports (no other rule allows ICMP)"

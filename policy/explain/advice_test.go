@@ -195,7 +195,7 @@ func TestAddressOfSeveralPods(t *testing.T) {
 	}
 }
 
-// TestClosedPeer: the advice for a connection from a closed pod isn't an ipBlock with the pod's address.
+// TestClosedPeer: for a connection from a closed pod, the advice says that the pod is closed. It names no ipBlock.
 func TestClosedPeer(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}

@@ -112,7 +112,8 @@ type Side struct {
 	Allows      []Rule `json:"allows,omitempty"`
 	// Nearest has rules that almost allow the connection. The rules with the fewest unmet conditions come first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says which rule to add, if the policies drop the connection and no rule almost allows it.
+	// Change says which rule to add to allow a dropped connection. It is empty for a closed pod, and if the advice
+	// in Nearest is enough.
 	Change string `json:"change,omitempty"`
 }
 

@@ -21,7 +21,8 @@ func (c *Cluster) hostPort(to Ref, port Port) (*policy.Pod, policy.HostPort) {
 	}
 	for i := range c.Pods {
 		p := &c.Pods[i]
-		// A pod of a manifest has no node, and an agent without Kubernetes may not know its own node's name.
+		// A pod of a manifest has no node, and an agent without Kubernetes may not know its own node's name. A pod without
+		// a node is on the agent's node if it has an endpoint.
 		on := node != "" && p.NodeName == node || own && p.NodeName == "" && c.isHere(p)
 		if n := slices.IndexFunc(p.HostPorts, leadsFrom(at, port)); n >= 0 && on && !p.Finished {
 			return p, p.HostPorts[n]

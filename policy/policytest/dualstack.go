@@ -11,7 +11,6 @@ import (
 
 // DualStack returns a state in which policies isolate IPv4 and IPv6 addresses of pods. It returns the same state each
 // time.
-
 func DualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {

@@ -14,7 +14,7 @@ func (f *Facts) tryXT() {
 	for _, flavour := range []struct {
 		name string
 		ask  func(u xtUse, family int) error
-		// none is the kernel's answer if it lacks the whole flavour.
+		// none is the kernel's answer if the kernel lacks the whole flavour.
 		none error
 	}{{"nft", askNFT, unix.EINVAL}, {"legacy", askLegacy, unix.ENOPROTOOPT}} {
 		var all []Trial
@@ -71,8 +71,8 @@ func askNFT(u xtUse, family int) error {
 	return err
 }
 
-// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h, for matches. Targets have
-// the next number.
+// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h. They ask for the revision of a
+// match. The next higher number asks for the revision of a target.
 const (
 	getRevision4 = 66
 	getRevision6 = 68
