@@ -30,8 +30,8 @@ type familyRule struct {
 
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
-// ask has the demands of one policy in one direction. A new part of the namespace reuses the ask if the policy's rules
-// and the number of classes are the same.
+// ask has the demands of one policy in one direction. A new part of the namespace reuses the ask if the policy's rules,
+// classes and refused haven't changed.
 type ask struct {
 	rules   []rule
 	refused bool // true if earlier policies need all the capacity; the ask then has no demands

@@ -60,7 +60,7 @@ func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Rul
 				s.Pods = append(s.Pods, twin)
 			}
 		})
-	case 10: // a pod of this node that has no address yet
+	case 10: // a new pod, and a random pod without an address
 		addPod(r, &s, 20+r.IntN(4), families)
 		changePod(r, &s, func(p *policy.Pod) { p.Addresses = nil })
 	case 11:
