@@ -23,7 +23,8 @@ func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slic
 // needs no sets, or only small ones, never waits for large sets of other namespaces.
 func (e *Engine) Small() ruleset.Ruleset { return e.compile(smallWork, true, nil) }
 
-// compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
+// compile stops work on new sets after the given amount of work. It stops earlier if the amount free is done and the
+// function over returns true.
 func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRefused: a part that the kernel refuses is reported, and isn't in the ruleset. Only packets that need this part
-// are dropped.
+// TestRefused: if the kernel refuses a part of a policy, the part is reported, and isn't in the ruleset. Only packets
+// that need this part are dropped.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
 	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,

@@ -22,7 +22,7 @@ type reports struct {
 // Changed problems of policies don't wait: weirctl wait shows them once the policy is enforced.
 func (e *Engine) HoldReports(hold bool) { e.reports.held = hold }
 
-// due reports whether a ruleset must list the problems again.
+// due reports whether the next ruleset needs a new list of problems.
 func (r *reports) due() bool { return r.changed && (r.ofPolicy || !r.held) }
 
 type reportOf struct {

@@ -131,7 +131,7 @@ type liveRequirement struct {
 	asked
 }
 
-// asked remembers an answer for the last crowd that was compared.
+// asked remembers whether the crowd that was compared last matches.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
 	met   bool

@@ -50,7 +50,7 @@ func (s Service) IsExternal() bool {
 	return s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0
 }
 
-// Has reports whether kube-proxy translates connections to the address for the Service.
+// Has reports whether the address is one of the Service's addresses that kube-proxy translates to pods' addresses.
 func (s Service) Has(a netip.Addr) bool {
 	return slices.Contains(s.ClusterIPs, a) || slices.Contains(s.External, a) || slices.Contains(s.Balancer, a)
 }

@@ -33,7 +33,7 @@ type tenant struct {
 	problems   problemList
 	usage      amount  // how much the tenant's granted demands use
 	afterwards float64 // the tenant's share of the node if the next demand is granted
-	skipped    float64 // entries of sets that are counted, and for which there was no capacity
+	skipped    float64 // entries of sets that were counted in vain, because the node has no capacity for them
 }
 
 // grant grants all demands if the node has the capacity. Otherwise divide decides. A demand is never granted if one of
@@ -122,8 +122,8 @@ type division struct {
 	left   amount         // the capacity that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
-	// running is the division of the rest that has begun. It is nil if the last one is finished. A division is finished
-	// even if much has changed since it began. Otherwise a namespace that changes all the time would hold up the others.
+	// running is the division of the rest that has begun and isn't finished, or nil. compile finishes a division even if
+	// much has changed since it began. Otherwise a namespace that changes all the time would hold up the others.
 	running *dividing
 }
 

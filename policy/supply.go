@@ -22,7 +22,7 @@ type supply struct {
 	entries float64 // size, rounded up; 0 if the set is too large
 	why     string  // why the set can't exist, or ""
 	wanted  []*part // parts with a demand for the set
-	inRules int     // how many parts have rules with the set (classified.supplies)
+	inRules int     // how many parts have rules with the set
 	// makers is how many parts are making the set, but have no rules with it yet. piece has the entries that are made so
 	// far. whole is true if piece has all entries. A set with rules has all its entries.
 	makers  int

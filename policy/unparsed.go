@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// mostWaiting is the effort at which parsed policies no longer wait for others of their namespace (TakeParsed).
+// mostWaiting is the effort at which parsed policies no longer wait for others of their namespace: see TakeParsed.
 const mostWaiting = 1 << 10
 
 // Unparsed has large policies of one name whose rules aren't parsed yet. Until the rules are parsed, the policies

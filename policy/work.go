@@ -16,7 +16,7 @@ const (
 	smallWork = 1 << 6
 	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
 	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are
-	// dropped, and selectors of crowds that are swept.
+	// dropped, and selectors in the lists of crowds that are checked for use (swept).
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
 	dropsPerWork, sweptPerWork                               = 20, 1000
 	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is checked again.

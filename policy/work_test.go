@@ -166,7 +166,7 @@ func TestLongWaitsAreReported(t *testing.T) {
 	}
 	last, reported := e.SliceOf(100), false
 	for n := 0; n < 20_000 && !reported; n++ {
-		last = e.SliceOf(0) // a slice whose work is used up by other namespaces
+		last = e.SliceOf(0) // as if other namespaces had used up the slice's work
 		reported = waits(last)
 	}
 	for n := 0; e.Changed(); n++ {

@@ -33,7 +33,7 @@ type rules struct {
 
 type side struct {
 	closed bool
-	either [][]int // for each isolated pod that the end may be: numbers of the rules of the pod's policies
+	either [][]int // for each isolated pod that may have the end's address: numbers of the rules of the pod's policies
 }
 
 // class has the ends that no rule of a policy tells apart. It is not a class of the ruleset.
@@ -49,7 +49,7 @@ func (u *universe) matrix(state int) *Matrix {
 	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, classifier: k}
 	sides := k.isolate(m.Parties)
 	by := map[string]int{}
-	var classOf [len(conf.Families)][]int // the classifier's class for each class of the matrix, by family
+	var classOf [len(conf.Families)][]int // the number of the classifier's class, by family and class of the matrix
 	for i := range u.parties {
 		var of [len(conf.Families)]int
 		key := []byte(m.Parties[i].Kind) // the world has its own classes, because it doesn't reach itself
@@ -89,7 +89,7 @@ func (u *universe) matrix(state int) *Matrix {
 	return m
 }
 
-// classifier divides the ends of one state into classes.
+// classifier divides the parties' ends in one state into classes.
 type classifier struct {
 	*universe
 	evaluator *verdict.Evaluator

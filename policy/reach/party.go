@@ -39,8 +39,8 @@ type Party struct {
 	Services []ServicePort     `json:"services,omitempty"`
 	Ingress  []string          `json:"ingress,omitempty"`
 	Egress   []string          `json:"egress,omitempty"`
-	// Off is true if enforcement is off for the pods. Unknown is true if the pod is unknown, so that everything is
-	// denied.
+	// Off is true if enforcement is off for the pods. Unknown is true if only the pod's attachment is known, and not the
+	// pod: all connections from and to the pod are then denied.
 	Off     bool `json:"off,omitempty"`
 	Unknown bool `json:"unknown,omitempty"`
 }
@@ -321,8 +321,8 @@ var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload guesses the name of the pod's workload from the pod's name. For a single pod without labels of controllers,
-// it returns the pod's name.
+// workload guesses the name of the pod's workload: the pod's name without the end that a controller has made. If the
+// name has no such end, or if a single pod has no labels of controllers, workload returns the pod's name.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), policy.IsOfOnePod)
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

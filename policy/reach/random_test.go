@@ -24,7 +24,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "probe the cluster of that seed only")
 )
 
-// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that are simulated in both nodes' rulesets.
+// TestMatrixIsProbed: on random clusters, the matrix allows a packet if and only if a simulation in the rulesets of the
+// sender's and the receiver's nodes allows it.
 //
 // To replay one cluster: go test ./policy/reach -seed N
 func TestMatrixIsProbed(t *testing.T) {

@@ -303,7 +303,8 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestApply: objects of the file replace objects of the same name. Policies are deleted by name.
+// TestApply: an applied object replaces the object of the same name. An applied Deployment changes its pods. Policies
+// can also be deleted by name.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

@@ -148,8 +148,8 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter selects connections. Each function, if not nil, must return true for the parties of a connection: From for the
-// sender, To for the receiver, and Either for at least one of them.
+// Filter selects the connections for which all its functions return true. From gets the sender, and To the receiver.
+// Either must return true for at least one of the two. A function that is nil selects all connections.
 type Filter struct {
 	From, To, Either func(Party) bool
 	// Proto and Ports select connections by the destination port. If Proto is empty, all ports are selected.

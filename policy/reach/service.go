@@ -11,8 +11,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ServicePort is a port of a Service, and the ports of pods to which it leads. For a headless Service without ports,
-// only Service is set: its name in DNS leads to every port of its pods.
+// ServicePort is a port of a Service, and the pods' ports to which it leads. For a headless Service without ports, only
+// the field Service is set: the Service's name in DNS has the addresses of its pods, so every port of the pods can be
+// reached.
 type ServicePort struct {
 	Service string           `json:"service"` // namespace/name
 	Proto   ruleset.Protocol `json:"protocol,omitempty"`

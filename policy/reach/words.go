@@ -32,7 +32,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // a list of three or more may lack itself
+			return !in[i] && (i != itself || len(list) < 3) // a list of 3 or more may lack the only party in other
 		})
 	}
 	var words []string

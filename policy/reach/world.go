@@ -19,7 +19,7 @@ import (
 
 type world struct {
 	starts [len(conf.Families)][]netip.Addr // first address of each range, in order
-	marks  [len(conf.Families)][]mark       // mark of each range
+	marks  [len(conf.Families)][]mark       // mark of each range; ranges that the same ipBlocks contain have the same mark
 }
 
 type mark [2]uint64

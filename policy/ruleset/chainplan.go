@@ -7,7 +7,7 @@ type chainPlan struct {
 	chain   Chain
 	sets    map[string]bool // names of all sets in the rules
 	merges  []*merge
-	staying []string // sets of rules that aren't merged, without duplicates
+	staying []string // names of the sets in rules that aren't merged, without duplicates
 	fit     bool
 	merged  []Rule // the rules after all merges; nil until they are computed
 }

@@ -21,7 +21,7 @@ type decision struct {
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // ordered by name
-	// needed has the sets of merges that were left out. Rules still look up these sets themselves.
+	// needed has the sets of the merges that were left out, because the chains' rules still look up these sets.
 	needed map[string]bool
 }
 

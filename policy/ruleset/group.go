@@ -10,7 +10,7 @@ type groups struct {
 	list  []*group
 }
 
-// group has rules of a chain that differ only in the set of their peers. Their order doesn't matter.
+// group has rules of a chain that differ only in the set of their peers. The order of the group's rules doesn't matter.
 type group struct {
 	like    Rule // a rule without the name of the peers' set
 	peers   int  // index of the peers' set in like.Sets
@@ -61,7 +61,7 @@ func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	return all
 }
 
-// peersOf returns the index of the set that a merge may replace, or -1 if the rule can't be merged.
+// peersOf returns the index, in r.Sets, of the set that a merge may replace. It returns -1 if the rule can't be merged.
 func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	if len(r.Policies) == 0 || r.Src.IsValid() || r.Dst.IsValid() || r.In != "" || r.Out != "" || r.InPort != "" ||
 		r.Track != "" || r.Shape != "" {

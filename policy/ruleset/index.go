@@ -57,7 +57,7 @@ type indexedRule struct {
 }
 
 type memberMatch struct {
-	group int32 // the constant none if no address can match
+	group int32 // index in members.groups, or the constant none if no address can match
 	end   end
 	not   bool
 	// exact is the set if its entries also have ports or links; otherwise nil.
@@ -226,8 +226,8 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match for the set. Its group is none if set is nil, or if sets of this kind can't contain the part
-// m.By.
+// member returns the match for the set. The group of the match is none if set is nil, or if entries of the set's kind
+// have no part m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {

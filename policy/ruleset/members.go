@@ -16,8 +16,8 @@ type members struct {
 	signatures map[signatureOf]*signature
 	searches   int // how many groups have been searched
 	tables     [len(conf.Families)]*memberTable
-	list       []int32 // memory for the groups of a signature
-	key        []byte  // memory that the method intern uses again
+	list       []int32 // buffer for the groups of a signature
+	key        []byte  // buffer that the method intern reuses
 }
 
 type memberGroup struct {

@@ -4,8 +4,8 @@ import "math/bits"
 
 // Bounds has the limits within which sets are merged.
 type Bounds struct {
-	// Sets is how many sets may be looked up one by one, because so few look-ups take little time. Unlike merged sets,
-	// single sets are shared by classes of pods.
+	// Sets is how many sets may be looked up one by one. So few look-ups take little time, and classes of pods share
+	// single sets, but not merged sets.
 	Sets int
 	// Large is the size above which a set counts as large. The largest of the large sets are not merged, as long as the
 	// rules need no more than Sets look-ups.

@@ -9,7 +9,7 @@ import (
 // change takes little time. Only one goroutine may use a Merger. The rulesets that it returns never change.
 type Merger struct {
 	bounds   Bounds
-	last     Ruleset // the last ruleset before it was merged
+	last     Ruleset // the last ruleset that Merge was given
 	refused  Refused
 	decision *decision
 	sets     map[string]*countedSet // merged sets, by name

@@ -260,7 +260,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 		i := r.IntN(len(peers))
 		peers[i] = r.peers(peers[i].Name)
 	}
-	if r.IntN(8) == 0 { // the kernel refuses a part
+	if r.IntN(8) == 0 { // the kernel refuses a part of the ruleset
 		s := merged.Sets[r.IntN(len(merged.Sets))]
 		refused[one(r, Refusal{Set: s.Name}, Refusal{SetKind: s.Kind}, Refusal{Kind: "tcp, source and port in a set"},
 			Refusal{Set: s.Name, Element: Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}})] = "why"

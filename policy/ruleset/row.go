@@ -170,7 +170,7 @@ type portRule struct {
 // than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next[i] is i if span i needs more rules. Otherwise it is the next span that may need some.
+	// next[i] is i if span i needs more rules. Otherwise next[i] is the next span that may need more rules.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i

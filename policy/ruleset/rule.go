@@ -47,12 +47,12 @@ type Part string
 
 // The comments in this block name the kinds of sets that can contain the part.
 const (
-	Source          Part = "source"               // Addresses, Networks
-	Destination     Part = "destination"          // Addresses, Networks
-	DestinationPort Part = "port"                 // Ports
-	SourcePair      Part = "source and port"      // AddressPorts: the source's address, and the destination's port
-	DestinationPair Part = "destination and port" // AddressPorts
-	SourceLink      Part = "source and link"      // AddressLinks
+	Source          Part = "source"               // in Addresses sets and Networks sets
+	Destination     Part = "destination"          // in Addresses sets and Networks sets
+	DestinationPort Part = "port"                 // in Ports sets
+	SourcePair      Part = "source and port"      // in AddressPorts sets: the source's address, the destination's port
+	DestinationPair Part = "destination and port" // in AddressPorts sets
+	SourceLink      Part = "source and link"      // in AddressLinks sets
 )
 
 func (m SetMatch) ports() bool {

@@ -47,7 +47,7 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain whose rule looks up a Members set.
 	Dispatch string
-	// Opens is true if rules only use the set to allow packets. Without such a set, the ruleset only drops more packets.
+	// Opens is true if rules use the set only to allow packets. Without such a set, the ruleset only drops more packets.
 	Opens   bool
 	Entries Entries
 }

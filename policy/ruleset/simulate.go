@@ -160,7 +160,8 @@ func (t Track) matches(p Packet) bool {
 	return t == "" || t == First || t == Untranslated && !p.Translated
 }
 
-// matches reports whether the packet has the shape. A first packet is never an ICMP error or neighbour discovery.
+// matches reports whether the packet has the shape. A Packet is the first packet of a connection, so it is never an
+// ICMP error or neighbour discovery.
 func (s Shape) matches(p Packet) bool {
 	switch s {
 	case "", HonestICMP, NoICMPError:

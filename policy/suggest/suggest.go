@@ -74,7 +74,8 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with flows.
-// Flows may also name workloads whose pods are deleted. The selectors of the other workloads don't match such pods.
+// Flows may also name workloads whose pods are deleted. The selectors of other workloads don't match the pods that such
+// a workload had.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

@@ -67,7 +67,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
-	audited bool // true for an audited policy, which isolates and allows nothing
+	audited bool // true for an audited policy, which isolates nothing and allows nothing
 	selects func(pod) (certainly, possibly bool)
 	rules   map[ruleset.Direction][]rule // rules for each direction that the policy isolates
 }

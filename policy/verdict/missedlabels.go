@@ -53,9 +53,9 @@ func addPeer(field, namespace string) string {
 		corev1.LabelMetadataName, namespace)
 }
 
-// addPod returns the change that makes a rule match the pod. An ipBlock would match only until the pod has another
-// address. If a selector excludes the pod, a change of the pod's labels would open more than this connection: policies
-// may isolate the pod by these labels, and other rules may exclude the pod too.
+// addPod returns the change that makes a rule match the pod: a new peer. An ipBlock would match only until the pod has
+// another address. A change of the pod's labels would affect more than this connection: policies may isolate the pod by
+// these labels, and other rules may exclude the pod by them.
 func addPod(o pod) string {
 	peer := fmt.Sprintf("add a peer for pod %s/%s to the rule, with a namespaceSelector with %s: %s and ", o.Namespace,
 		o.Name, corev1.LabelMetadataName, o.Namespace)

@@ -103,8 +103,8 @@ func (s Side) allowedBy(policies func(Side) []Policy) bool {
 // Allowed reports whether the packet passes: both ends allow it, or source and destination are equal.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
-// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. If the packet
-// is dropped anyway, it returns none.
+// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. If the
+// enforced policies drop the packet, WouldDrop returns none.
 func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
 	if v.Self || !v.Allowed() {
 		return nil
@@ -186,7 +186,7 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s: %s matches, but no port", r.Field, r.Peer)
 }
 
-// Evaluate returns the verdict on the packet at both ends, on whichever nodes they are.
+// Evaluate returns the verdict on the packet at both ends, even if an end is on another node.
 func (e *Evaluator) Evaluate(p Packet) Verdict {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	return Verdict{

@@ -22,8 +22,8 @@ var (
 	targets  = []string{"MARK", "MASQUERADE", "NFLOG", "SET", "standard"}
 )
 
-// check returns an error if the image lacks an extension, or a program's library. Otherwise this would show only on a
-// node.
+// check returns an error if the image lacks an extension, or a program's library. Without this check, the missing file
+// would show only on a node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {

@@ -24,7 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// directories are the image's empty directories. /run is for the lock that iptables shares with the node.
+// directories are the image's empty directories. /run is among them as the parent of run/weir: the lock that iptables
+// shares with the node is in /run.
 var directories = []string{
 	"dev", "proc", "sys", "run/weir", "usr/lib64", "host/opt/cni/bin", "host/etc/cni/net.d",
 }

@@ -225,8 +225,8 @@ func (c *cluster) removeNamespace(name policy.Name) {
 	c.checkDeparture(name.Name)
 }
 
-// checkDeparture ends the departure of the namespace if the namespace and its pods are gone. While pods are left, it
-// reports a problem if it is unknown which policies were deleted.
+// checkDeparture ends the departure of the namespace if the namespace and its pods are gone. If pods are left, and it
+// is unknown which policies were deleted, checkDeparture reports a problem.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
 	c.reportPolicies(nil, c.departing.end(name, inhabited))

@@ -109,8 +109,8 @@ func (m *mirror[O, I]) Delete(o any) error {
 	return nil
 }
 
-// UpdateResourceVersion stores the resourceVersion of the last event (cache.ResourceVersionUpdater). The reflector
-// calls it after the event's change.
+// UpdateResourceVersion stores the resourceVersion of the last event. The reflector calls this method of the interface
+// cache.ResourceVersionUpdater after the event's change.
 func (m *mirror[O, I]) UpdateResourceVersion(version string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -192,7 +192,7 @@ func (m *mirror[O, I]) follow(
 			}
 			return watching.Filter(w, func(e watching.Event) (watching.Event, bool) {
 				if e.Type == watching.Error && apierrors.IsInternalError(apierrors.FromObject(e.Object)) {
-					// Old versions of etcd can't stream lists (before 3.4.31 or 3.5.13; kubernetes issue 123192).
+					// etcd before 3.4.31, and 3.5 before 3.5.13, can't stream lists (kubernetes issue 123192).
 					streams.Store(false)
 				}
 				return e, true
@@ -202,8 +202,8 @@ func (m *mirror[O, I]) follow(
 			if streams.Load() {
 				return nil, errNoStream
 			}
-			// With version 0, the list would come from the API server's cache. The cache may be older than the state that
-			// the last agent enforced. A streamed list is never older.
+			// With version 0, the list would come from the API server's cache. The cache may be older than the state that the
+			// last agent enforced. A streamed list is never older than that state.
 			if o.ResourceVersion == "0" {
 				o.ResourceVersion = ""
 			}

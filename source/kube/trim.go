@@ -30,8 +30,8 @@ const magic = "k8s\x00"
 func event(kind string, object *kept) *kept {
 	unknown := &kept{of: kind, fields: map[protowire.Number]*kept{1: nil, 2: object, 3: nil, 4: nil}}
 	return &kept{fields: map[protowire.Number]*kept{
-		1: nil,                                              // type
-		2: {fields: map[protowire.Number]*kept{1: unknown}}, // object.raw
+		1: nil,                                              // the event's type
+		2: {fields: map[protowire.Number]*kept{1: unknown}}, // the event's object.raw
 	}}
 }
 
@@ -47,12 +47,12 @@ var (
 		2: {fields: map[protowire.Number]*kept{
 			2: keptContainer, 20: keptContainer, 10: nil, 11: nil, // containers, initContainers, nodeName, hostNetwork
 		}},
-		3: {fields: map[protowire.Number]*kept{1: nil, 6: nil, 12: nil}}, // phase, podIP, podIPs
+		3: {fields: map[protowire.Number]*kept{1: nil, 6: nil, 12: nil}}, // status: phase, podIP, podIPs
 	}})
 	keptNode = event("Node", &kept{fields: map[protowire.Number]*kept{
 		1: keptMeta,
-		2: {fields: map[protowire.Number]*kept{1: nil, 7: nil}}, // podCIDR, podCIDRs
-		3: {fields: map[protowire.Number]*kept{5: nil}},         // addresses
+		2: {fields: map[protowire.Number]*kept{1: nil, 7: nil}}, // spec: podCIDR, podCIDRs
+		3: {fields: map[protowire.Number]*kept{5: nil}},         // status: addresses
 	}})
 )
 

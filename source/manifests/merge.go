@@ -168,12 +168,13 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 }
 
 // mergePolicies returns one policy for each different pod selector of the versions. Each of these policies has all
-// directions that any version has. In each direction, it has the rules that are in all versions with this direction.
+// directions that any version has. In each direction, the policy has the rules that are in all versions with this
+// direction.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations
 	for _, v := range versions {
-		if audited, _ := policy.Audited(v.policy); !audited { // the result is enforced if one of the versions is
+		if audited, _ := policy.Audited(v.policy); !audited { // if one version is enforced, the merged policies are enforced
 			annotations = v.policy.Annotations
 		}
 	}

@@ -3,7 +3,7 @@
 //
 // Invariants:
 //   - A file is read only while no process has it open for writing, as far as package dirwatch can tell.
-//   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
+//   - A part that can't be read never allows traffic. A policy with such a part closes the pods that it selects.
 //   - If a document, or a policy's selector or namespace, can't be read any more, the last good version stays in force.
 //   - Until each file that may have a policy has been parsed once, there are no objects at all. With Dir.IgnoreBroken,
 //     Dir waits only for files that are being written.
@@ -51,11 +51,11 @@ type entry struct {
 
 	damage   damage
 	problems []complaint
-	ignored  []string // fields that weir doesn't know, or why this is no object
+	ignored  []string // fields that weir doesn't know, or the reason why the document is no object
 
-	kept     bool   // true if this is an earlier version, because the present one can't be read
-	differs  bool   // true if another version of the object exists
-	conflict string // where another version of the object is
+	kept     bool   // true if this is an earlier version of the object, because the file's present version can't be read
+	differs  bool   // true if a different version of the object exists
+	conflict string // such as "another version is in FILE", or "the same is in FILE"
 }
 
 const maxComplaints = 20
@@ -157,7 +157,7 @@ func (c *content) add(o object) {
 	case objects.IsPolicy(o.group(), o.kind):
 		m := o.readMeta(o.raw["metadata"], true)
 		e := entry{where: o.where, object: o.kind + " " + m.name}
-		if m.isStated { // some of these kinds have no namespace
+		if m.isStated { // some kinds of policies have no namespace
 			e.object = o.kind + " " + m.namespace + "/" + m.name
 		}
 		e.unenforced = &policy.Unenforced{Kind: printable(o.kind + "." + o.group()), Where: printable(e.object), Count: 1}

@@ -45,7 +45,7 @@ func documents(data []byte) []document {
 			continue // the document has only comments
 		}
 		if d.err == nil && bytes.HasPrefix(d.json, []byte(`"`)) && anyKind.Match(text) {
-			d.err = errors.New("it is one text, in which a kind is named") // such as JSON behind a line with //
+			d.err = errors.New("it is one text, in which a kind is named") // for example JSON after a line that begins with //
 		}
 		if d.err != nil {
 			d.json, d.mayContainPolicy = nil, mayContainPolicy(text)

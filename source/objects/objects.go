@@ -40,7 +40,7 @@ func (r *reader) report(field, format string, args ...any) {
 }
 
 // Node converts a node, and returns the problems of fields that can't be read. The returned addresses and networks are
-// only claims: claims.Settle decides which claims are valid.
+// only claims: what the Node states as its own. claims.Settle decides which claims are valid.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -119,8 +119,8 @@ func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// Unready reports whether the pod's status keeps Services from sending traffic to the pod. A pod without a status, as
-// in a manifest, counts as ready.
+// Unready reports whether Services send no traffic to the pod: it is being deleted, is pending, or has the condition
+// Ready with another status than True. A pod without a status, as in a manifest, counts as ready.
 func Unready(pod *corev1.Pod) bool {
 	notReady := func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue }
 	return pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodPending ||

@@ -18,7 +18,8 @@ const (
 	parameters    = 6
 )
 
-// TestSizes: no room, package, file or function exceeds the limits above.
+// TestSizes: no room, package, file or function of production code exceeds its limit (roomShare, packageShare,
+// fileLines, functionLines, parameters).
 func TestSizes(t *testing.T) {
 	code := production(t, tree(t))
 	rooms, packages := shares(code, func(f goFile) string { return room(f.pkg()) }), shares(code, goFile.pkg)

@@ -10,13 +10,13 @@ import (
 	"testing"
 )
 
-// backend is the folder that may use all of iptables' words.
+// backend is the only folder whose production code may use the words that itsWords matches.
 const backend = "netfilter/iptables"
 
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: only the backend iptables and tests have iptables' words in strings and names. Comments may have
-// them.
+// TestWordsOfIptables: only the backend iptables and tests have iptables' words in strings and names. All code may have
+// these words in comments.
 func TestWordsOfIptables(t *testing.T) {
 	var code []goFile
 	for _, f := range tree(t) {

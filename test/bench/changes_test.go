@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestChanges measures two changes. In the first, a new policy allows connections from the pod newcomer to the server.
-// In the second, the pod newcomer becomes a peer of the last policy.
+// These are the two changes that TestChanges measures. policyChange: a new policy allows connections from the pod
+// newcomer to the server. podChange: the pod newcomer becomes a peer of the last policy.
 const (
 	policyChange = "a policy"
 	podChange    = "a pod elsewhere"
