@@ -12,7 +12,7 @@ type groups struct {
 
 // group has rules of a chain that differ only in the set of their peers. The order of the group's rules doesn't matter.
 type group struct {
-	like    Rule // a rule without the name of the peers' set
+	like    Rule // one of the rules, without the name of the peers' set
 	peers   int  // index of the peers' set in like.Sets
 	kind    SetKind
 	run     int      // how many earlier rules of the chain have another action than Return

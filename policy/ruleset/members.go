@@ -95,8 +95,8 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 // searchTime is the time for searching one group. The unit is the time for adding one entry to a table.
 const searchTime = 4
 
-// signature returns the signature of the address. At first it searches each group. When the searches have taken as long
-// as making a table, it makes the table.
+// signature returns the signature of the address. At first the method searches each group. When the searches have taken
+// as long as making a memberTable takes, the method makes the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -166,8 +166,8 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds signatures of one family. It has a map for each length of prefixes, because only few lengths are
-// used.
+// memberTable finds the signatures of addresses of one family. It has a map for each length of prefixes, because only
+// few lengths are used.
 type memberTable struct {
 	family   conf.Family
 	bySize   [129]*byAddress[int32] // the index in networks, by prefix length and first address

@@ -10,7 +10,7 @@ type Bounds struct {
 	// Large is the size above which a set counts as large. The largest of the large sets are not merged, as long as the
 	// rules need no more than Sets look-ups.
 	Large int
-	// Lists is how many lists of ports may be compared one by one, because that takes little time.
+	// Lists is how many lists of ports may be compared one by one, because so few comparisons take little time.
 	Lists int
 	// ListLen limits lists of ports that are looked up together with an address. Longer lists stay as they are.
 	ListLen int

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: a merged random ruleset allows the same packets as the unmerged one. At each step of a sequence, a Merger
-// gives the same result as Bounds.Merge.
+// TestMerge: a merged random ruleset allows the same packets as the unmerged one. After each of a sequence of random
+// changes, a Merger gives the same result as Bounds.Merge.
 func TestMerge(t *testing.T) {
 	sequences := 300
 	if testing.Short() {

@@ -37,7 +37,7 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 type row struct {
 	above  *row
 	rules  []int32
-	one    [1]int32 // memory for the list rules, if it has only one rule
+	one    [1]int32 // memory of rules, if rules has only one element
 	byPort *[classes]*portTable
 }
 

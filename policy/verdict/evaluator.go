@@ -322,7 +322,7 @@ func isMapped(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
 
 // ExceptOf returns the network that an except takes out of the CIDR. It returns false if the text is no network within
 // the CIDR. In an IPv4 CIDR, an IPv4 network written as an IPv6 network counts as that IPv4 network, because API
-// servers accept it.
+// servers accept such an except.
 func ExceptOf(cidr netip.Prefix, text string) (netip.Prefix, bool) {
 	except, err := netip.ParsePrefix(text)
 	if err != nil {

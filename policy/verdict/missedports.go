@@ -65,7 +65,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 		})
 	}
 	if len(all) > 1 {
-		all[1].Change = all[0].Change // the change for a named port would leave the protocol wrong
+		all[1].Change = all[0].Change // a change of the named port alone would leave the protocol wrong
 	}
 	if len(all) == 0 { // the policy's range includes a number that isn't a port, such as 0 or 65536
 		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
@@ -89,7 +89,7 @@ func nameOf(p ruleset.Protocol) string {
 	return strings.ToUpper(string(p))
 }
 
-// missedName returns why a named port doesn't match. If it matches, Why is empty.
+// missedName returns why a named port doesn't match. If the port matches, Why is empty.
 func missedName(field, name string, protocol corev1.Protocol, p Packet, dst end) Miss {
 	m := Miss{Field: field + ".port", Wants: name, Kind: MissNamedPort}
 	if len(dst.pods) == 0 {

@@ -179,8 +179,8 @@ func TestPack(t *testing.T) {
 	}
 }
 
-// TestSelectorsShareLabels: equal labels in the selectors of several policies are stored once. They are removed with
-// the last of these policies.
+// TestSelectorsShareLabels: equal labels in the selectors of several policies are stored once. The stored labels are
+// removed with the last of these policies.
 func TestSelectorsShareLabels(t *testing.T) {
 	c := began(t)
 	shared := func(name string) *networkingv1.NetworkPolicy {

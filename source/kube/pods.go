@@ -73,8 +73,8 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 	return i
 }
 
-// pack copies the pod and one or two addresses into one block of memory. Garbage collection visits every block, so
-// fewer blocks make it cheaper.
+// pack copies the pod and one or two addresses into one block of memory. Garbage collection visits every block, so it
+// takes less time with fewer blocks.
 func pack(p policy.Pod) *policy.Pod {
 	switch len(p.Addresses) {
 	case 1:
@@ -98,7 +98,7 @@ func pack(p policy.Pod) *policy.Pod {
 }
 
 // keepsAddresses reports whether the pod keeps its earlier addresses although its status has none now. Kubelet may
-// remove addresses from the status of a running pod, because it doesn't know them yet.
+// remove addresses from the status of a running pod, because kubelet doesn't know the addresses yet.
 func keepsAddresses(was, now *policy.Pod) bool {
 	return len(now.Addresses) == 0 && len(was.Addresses) > 0 && now.UID == was.UID && !now.Finished
 }

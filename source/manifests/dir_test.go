@@ -424,7 +424,7 @@ func TestSubdirectories(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	// The first link leads back to its own parent directory. The second is another name of b.yaml.
+	// The first link leads back to its own parent directory. The second link is another name of b.yaml.
 	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))

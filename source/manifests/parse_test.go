@@ -207,7 +207,7 @@ func TestParseComplains(t *testing.T) {
 	for _, tc := range []struct {
 		name, doc string
 		effect    string
-		want      []string // a part of each error, in this order
+		want      []string // a text in each error, in the order of the errors
 	}{
 		{"unknown field", np("{podSelectr: {}}"), all, []string{"spec.podSelectr: unknown field"}},
 		{

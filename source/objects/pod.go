@@ -169,7 +169,8 @@ func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// namedPorts returns the pod's named ports. If several have the same name and protocol, it returns only the first.
+// namedPorts returns the pod's named ports. Of several ports with the same name and protocol, it returns only the
+// first.
 func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for c := range portContainers(spec) {
