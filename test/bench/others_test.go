@@ -14,8 +14,8 @@ import (
 )
 
 // This file has the packet filters of other programs. They follow public descriptions of these programs' rules, and
-// leave out everything else that the programs do. A program that also compares more of a packet is slower than its
-// filter here.
+// leave out everything else that the programs do. If a real program compares more fields of a packet, it is slower than
+// its filter here.
 
 func (w *workload) sets() string {
 	var b strings.Builder
@@ -73,8 +73,8 @@ func (w *workload) isolated(egress bool) []string {
 	return slices.Sorted(maps.Keys(groups))
 }
 
-// flat returns one list of rules for each direction, like weave-npc. See
-// https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md there.
+// flat returns one list of rules for each direction, like weave-npc. See docs/ipset.md and npc/README.md of
+// https://github.com/weaveworks/weave
 func (w *workload) flat() text {
 	var b strings.Builder
 	b.WriteString("*filter\n:NPC - [0:0]\n:NPC-DEFAULT - [0:0]\n:NPC-INGRESS - [0:0]\n:NPC-EGRESS - [0:0]\n" +

@@ -37,7 +37,8 @@ var (
 	serverAddr = localPod(1)
 )
 
-// packetNode is a node for measurements. Each has its own network namespace and rules, so that several can take turns.
+// packetNode is a node for measurements. It has its own network namespace and rules, so that a test can measure several
+// nodes in turn.
 type packetNode struct {
 	path           string // the node's network namespace
 	client, server string // network namespaces of the pods
@@ -120,7 +121,8 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return pair.Start()
 }
 
-// newBareNode returns a node that has only the rules of anyNode. All nodes in the comparison have these rules.
+// newBareNode returns a node that has only the rules of anyNode: they accept established connections, and masquerade
+// pods' packets. All nodes in the comparison have these rules.
 func newBareNode(t *testing.T, flavour iptables.Flavour, name string, guard bool) *packetNode {
 	t.Helper()
 	n := newPacketNode(t, name, guard)

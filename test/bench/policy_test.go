@@ -224,7 +224,7 @@ func (f *flows) turn() map[string][]float64 {
 }
 
 // round changes a policy four times. The first change allows a flow. The second and the third change the policy's port:
-// another flow is allowed, and the flow before is denied. The last change makes the policy allow nothing. round calls
+// a new flow is allowed, and the previous flow is denied. The last change makes the policy allow nothing. round calls
 // note for each flow that a change allows or denies.
 func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	f.Helper()

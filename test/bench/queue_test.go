@@ -21,7 +21,7 @@ const headersOfPackets = 128
 type queue struct {
 	fd      int
 	buf     []byte
-	verdict []byte // a message; its last four bytes are the packet's number
+	verdict []byte // the message that accepts a packet; its last four bytes are the packet's number
 }
 
 func newQueue(t testing.TB, netns string) *queue {

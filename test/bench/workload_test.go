@@ -102,8 +102,8 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node with this number of policies. In turn, they isolate all pods except the client, so that each of
-// these pods has its own class.
+// spread returns a node with this number of policies. The policies isolate the node's pods in turn, except the client.
+// Each isolated pod has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {

@@ -71,7 +71,7 @@ func TestAudit(t *testing.T) {
 	n.Reach(web, db.IP+":5432", true)    // the audited policy allows this connection
 	n.Reach(batch, shut.IP+":80", false) // an enforced policy denies this connection
 	unanswered(t, batch, db.IP+":9", 20)
-	// These are single connections, because the test counts them.
+	// Greeting makes exactly one connection. The function Reach may make several, and the test counts these connections.
 	nodetest.Greeting(t, batch.Netns, db.IP+":5432")
 	nodetest.Greeting(t, batch.Netns, web.IP+":80")
 	n.Eventually("the would-drops are reported, and no others", func() error {
@@ -163,7 +163,7 @@ func TestAudit(t *testing.T) {
 }
 
 // TestAuditSetWithoutAgent: the audit annotation is removed while no agent runs. The next agent cuts the connection
-// that the policy doesn't allow. When the annotation is set again, the connection continues.
+// that the policy doesn't allow. After the annotation is set again, packets of the same connection pass.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -105,8 +105,8 @@ func (m *moves) kubeProxy(backend string) {
 	_, _ = nodetest.Try("nft", "delete", "table", "ip", "kube-proxy")
 }
 
-// uses waits until the agent uses the backend, the file /run/weir/lock names it to the plugin, and nothing of the other
-// backend is left.
+// uses waits until the agent uses the backend, and nothing of the other backend is left. The file /run/weir/lock, which
+// the plugin reads, must have the backend's name.
 func (m *moves) uses(backend string) {
 	m.Helper()
 	m.Eventually("the node uses "+backend, func() error {
@@ -176,8 +176,8 @@ func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) 
 	return conn, err
 }
 
-// start begins to make 200 new connections per second. About a third of them are forbidden. It also keeps two
-// connections in use.
+// start begins to make 200 new connections per second. About a third of them are forbidden. start also opens two
+// long-lived connections, and sends packets over them.
 func (m *moves) start() {
 	m.Helper()
 	dial := func(network, address string) (net.Conn, error) { return m.dial(m.client.Netns, network, address) }

@@ -10,7 +10,7 @@ import (
 )
 
 // nodeManifest returns the manifest of a Node. addresses are its InternalIPs and networks its podCIDRs, separated by
-// spaces. minute is the minute of its creation.
+// spaces. minute is the minute of the Node's creation.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,

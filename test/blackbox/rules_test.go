@@ -205,8 +205,8 @@ func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: NodeLocal DNSCache turns off connection tracking for its address. Pods still reach it only if their
-// policies allow it.
+// TestNotTracked: NodeLocal DNSCache turns off connection tracking for its address. Pods still reach the cache only if
+// their policies allow the connection.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -360,7 +360,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// The script of a firewall may write the chain anew while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	if flavour == "nft" { // the kernel doesn't report changes of legacy tables, so weir would be slower there
+	if flavour == "nft" { // the kernel reports no changes of legacy tables, so weir repairs these tables later
 		nodetest.RunEach(t, four+" -F FORWARD")
 		n.Eventually("weir's rules are back before a slow script has added its own", func() error {
 			if rules := nodetest.Run(t, "iptables-nft", "-S", "FORWARD"); !strings.Contains(strings.ToLower(rules), "weir") {

@@ -47,7 +47,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Manifest("pods.yaml", labPods(2))
 	n := c.Nodes[0]
 	n.StartAgent()
-	conflistMTU(c, n, 1350) // by the default route, because there is no other node yet
+	conflistMTU(c, n, 1350) // from the default route's MTU, because the cluster has no other node yet
 	c.Manifest("nodes.yaml", nodes)
 	conflistMTU(c, n, 1350)
 	c.Nodes[1].StartAgent()

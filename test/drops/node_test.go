@@ -117,7 +117,7 @@ func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error)
 	n.Helper()
 	var sent time.Time
 	n.Eventually("the lines stand for all packets", func() error {
-		if time.Since(sent) > 5*time.Second { // a line takes less time than this
+		if time.Since(sent) > 5*time.Second { // within this time, a line about an earlier packet has come
 			if err := sender.send(1); err != nil {
 				return err
 			}
@@ -133,9 +133,9 @@ func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error)
 
 type reader struct {
 	cmd    *exec.Cmd
-	count  atomic.Uint64 // packets of all lines
-	missed atomic.Uint64 // packets of lines with MISSED
-	lost   atomic.Uint64 // packets of lines with LOST
+	count  atomic.Uint64 // sum of the counts in all lines
+	missed atomic.Uint64 // sum of the counts in lines with MISSED
+	lost   atomic.Uint64 // sum of the counts in lines with LOST
 
 	mu   sync.Mutex
 	seen map[uint16]time.Time // when the first line about the quiet pod came, by destination port
@@ -255,7 +255,7 @@ func (s *sender) send(port uint16) error {
 }
 
 // flood sends packets until the returned function end is called. Every second packet goes to port 53. The other packets
-// go to odd ports in turn.
+// go to all odd ports, one after the other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

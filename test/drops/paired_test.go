@@ -15,7 +15,8 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// mostSlower is the largest ratio that still counts as unchanged on a busy machine.
+// mostSlower is the largest ratio of a time with drops to the time without drops. On a busy machine, equal times may
+// differ by so much.
 const mostSlower = 1.1
 
 // TestPaired compares an agent that reads drops with an agent that doesn't read drops: how long ADD and changes of
@@ -113,7 +114,7 @@ func (n *node) allow(string) float64 {
 	return float64(time.Since(began).Microseconds()) / 1000
 }
 
-// deny changes the port in the policy of allow. It returns the milliseconds until the last answer to a new connection.
+// deny changes the port in the policy that the method allow has written. It returns the milliseconds until the last answer to a new connection.
 func (n *node) deny() float64 {
 	n.Helper()
 	n.Manifest("allow.yaml", fmt.Sprintf(allow, 8))

@@ -92,7 +92,7 @@ func walkthrough(t *testing.T, client, server node) {
 		eventually(t, 10*time.Second, "nothing is left on "+n.name, func() error {
 			for _, command := range []string{
 				"ipset save", "iptables-save", "ip neighbour show dev weir0",
-				// kube-proxy's rules aren't searched, because it keeps chains of deleted Services for a while.
+				// kube-proxy's rules aren't searched, because kube-proxy keeps chains of deleted Services for a while.
 				"nft list tables | grep ' weir' | while read -r table; do nft list $table; done",
 				"ls /run/weir/endpoints", "conntrack -L",
 			} {

@@ -56,7 +56,7 @@ type observer struct {
 	links  map[string]*nodetest.Sniffer // by the place where a frame is seen
 	mu     sync.Mutex
 	seen   map[int]map[string]bool // effects of each frame, by the frame's number
-	asked  map[netip.Addr]int      // by address: number of the frame that asks for it by ARP
+	asked  map[netip.Addr]int      // numbers of frames with ARP requests, by the address in the request
 	others map[string]int          // how often E received each frame that no frame of E caused
 }
 

@@ -46,7 +46,7 @@ func openFiles(t *testing.T) int {
 	return len(files)
 }
 
-// listeners returns the ports of the netlink sockets that receive messages of a group.
+// listeners returns the port IDs of the protocol's netlink sockets that have joined a multicast group.
 func listeners(t *testing.T, protocol int) (ports []uint32) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/net/netlink")

@@ -26,7 +26,7 @@ type Pod struct {
 }
 
 // CNI runs cnitool with the verb for the network namespace, and returns its standard output. args is the value of
-// CNI_ARGS. env has additional variables.
+// CNI_ARGS. env has additional environment variables.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
 	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
@@ -48,7 +48,8 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod attaches a pod. If the pod's network namespace doesn't exist, AddPod makes it. env has additional variables.
+// AddPod attaches a pod. If the pod's network namespace doesn't exist, AddPod makes it. env has additional environment
+// variables.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)

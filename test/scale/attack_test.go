@@ -13,7 +13,7 @@ import (
 )
 
 type attacked struct {
-	ADD, Deny           []float64 // of other tenants in ms, before the attack
+	ADD, Deny           []float64 // times for another tenant before the attack, in ms
 	ADDUnder, DenyUnder []float64
 	Memory              memory // the agent's memory at the end of the attack
 }

@@ -64,7 +64,8 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// hide makes an object of the Base seem deleted.
+// hide makes get and snapshots leave out the object that the Base makes. This object is out of date if the object was
+// deleted, or if its new version is in r.objects.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return
@@ -83,7 +84,8 @@ type snapshot struct {
 	others  []Object
 }
 
-// snapshot returns the objects as of the version. The caller must hold the server's lock.
+// snapshot returns the kind's current objects. version must be the server's current resource version. The caller must
+// hold the server's lock.
 func (r *resource) snapshot(version uint64) snapshot {
 	s := snapshot{kind: r.kind, version: version, base: slices.Clone(r.base)}
 	for _, o := range r.objects {

@@ -60,7 +60,7 @@ func (k Kind) apiVersion() string {
 // Server is a synthetic API server. Any goroutine may call its methods.
 type Server struct {
 	http      *httptest.Server
-	resources map[string]*resource // by path and resource
+	resources map[string]*resource // by path, such as /api/v1/pods
 
 	limits limits
 

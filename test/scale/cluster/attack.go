@@ -14,7 +14,7 @@ type Attack struct {
 	Name string
 	// Namespaces is the number of the tenant's namespaces. Each has a pod on the measured node.
 	Namespaces int
-	policies   int // in each namespace
+	policies   int // number of policies in each namespace
 	spec       func(policy int) networkingv1.NetworkPolicySpec
 }
 

@@ -3,9 +3,9 @@
 //
 //   - A namespace has up to 100 pods: ten apps of up to ten pods. Ten namespaces belong to each team.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces. New gets the number of
-//     these namespaces. In all clusters that are large enough, the measured node has the same pods and policies. If
-//     these namespaces have 100 pods each, the node's pods also have the same peers.
+//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces. The parameter
+//     namespaces of New is the number of these namespaces. In all clusters that are large enough, the measured node has
+//     the same pods and policies. If these namespaces have 100 pods each, the node's pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
@@ -86,7 +86,8 @@ func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
 
-// Address returns the address of a place on a node. Measurements may use the places 110 to 239.
+// Address returns the address of a place on a node. The cluster's own pods have the places 0 to 109, and none of them is
+// on the second node. Measurements may use free places up to 239.
 func Address(node, place int) netip.Addr {
 	a := podCIDR(node).Addr().As4()
 	a[3] = byte(place + 10)
