@@ -244,7 +244,8 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel checks that a pod's tunnel packets to link-local MACs don't arrive.
+// forgesTunnel checks that a pod's tunnel packets to link-local MACs don't arrive. A tunnel packet from the other node
+// must arrive.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -279,7 +280,8 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: the agent secures the ports of pods that an earlier version of weir has attached.
+// TestPortsOfAnEarlierWeir: an earlier version of weir has made pods' ports without a guard, and without protection
+// against router advertisements. The agent makes the guard, and removes the IPv6 addresses and routes of these ports.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

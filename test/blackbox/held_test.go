@@ -11,7 +11,8 @@ import (
 )
 
 // TestHeldPackets: another program's rule with the target NFQUEUE holds the first packet of a connection after weir's
-// rules have allowed it. Then a policy forbids the connection, and the program lets the packet go on. The connection is cut.
+// rules have allowed it. Then a policy forbids the connection, and the program lets the packet go on. The connection is
+// cut.
 func TestHeldPackets(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

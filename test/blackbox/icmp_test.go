@@ -206,7 +206,7 @@ func forgedErrors(t *testing.T, plugin string) {
 					t.Errorf("an error that carries %q came to the victim", got)
 				}
 			}
-			// The error's sender is the other end of the connection, or a router.
+			// Here the attacker forges the error's sender: the other end of the connection, or a router.
 			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
 			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)

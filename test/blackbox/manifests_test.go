@@ -87,7 +87,7 @@ func TestManifestsAnywhere(t *testing.T) {
 	})
 }
 
-// TestManifestsWrapped: the agent finds objects inside of lists, templates and streams.
+// TestManifestsWrapped: the agent finds objects in lists, in templates, and in files with several JSON objects.
 func TestManifestsWrapped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -132,7 +132,7 @@ func TestWindowsManifests(t *testing.T) {
 	closesServer(t, [][2]string{{"deny.yaml", utf16}})
 }
 
-// TestFieldsNewerThanWeir: unknown fields of objects other than policies have no effect.
+// TestFieldsNewerThanWeir: unknown fields in a pod's spec and status have no effect.
 func TestFieldsNewerThanWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -208,7 +208,8 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose: if a policy has a wrong field, the pods that it selects are closed.
+// TestBadPoliciesClose: if a policy has a wrong field, the pods that it selects are closed. If its podSelector can't be
+// read, its last good version stays in force. Without a good version, all pods of the namespace are closed.
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -129,7 +129,7 @@ func (m *moves) uses(backend string) {
 	})
 }
 
-// countArrivals counts packets that arrive at ports which no policy allows.
+// countArrivals counts in letIn the connections and datagrams that arrive at two ports which no policy allows.
 func (m *moves) countArrivals() {
 	nodetest.In(m, m.server.Netns, func() error {
 		l, err := net.Listen("tcp", ":81")
@@ -310,7 +310,7 @@ func (m *moves) end() {
 }
 
 // TestMovesWhileTheAgentRuns: kube-proxy changes its mode 20 times, and each time the agent moves to the other backend.
-// Meanwhile pods start and end.
+// Meanwhile pods start and end, and no connection gets a wrong verdict.
 func TestMovesWhileTheAgentRuns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -354,6 +354,7 @@ func TestMovesWhileTheAgentRuns(t *testing.T) {
 }
 
 // TestKilledWhileItMoves: the agent is killed at a random moment of a move. The next agent completes the move.
+// Meanwhile no connection gets a wrong verdict.
 func TestKilledWhileItMoves(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

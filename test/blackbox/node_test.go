@@ -19,7 +19,7 @@ const service = "10.96.0.1:80"
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
-	mustReach      [][2]string // pairs of a network namespace, and an address that it must reach
+	mustReach      [][2]string // pairs: a network namespace, and an address that must be reached from there
 }
 
 const twoPods = `

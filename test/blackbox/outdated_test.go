@@ -36,7 +36,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails, and assigns no address.
+// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails, and assigns no address. After the agent
+// has written the present configuration, ADD succeeds.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {

@@ -272,7 +272,7 @@ func testRefused(t *testing.T, r refusal) {
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
 		t.Errorf("it is told of at each resync:\n%s", more)
 	}
-	if r.after == nil { // with after, the test doesn't know which entry is refused
+	if r.after == nil { // the function after leaves open which entry is refused
 		n.Reach(shopper, web.IP+":1234", false)
 	}
 	r.mended(n)

@@ -125,8 +125,8 @@ func leavers(ended <-chan struct{}) map[string]bool {
 	}
 }
 
-// unneeded returns an error while the kernel has ipsets or a table that the backend doesn't use. The agent may delete
-// them in a later round.
+// unneeded returns an error if the kernel has ipsets that the backend doesn't use. It also returns an error if the
+// table "ip weir" exists with the backend iptables, or is missing with nftables.
 func unneeded(n *nodetest.Node, backend string) error {
 	text, err := n.Ctl("status", "-o", "json")
 	var status struct{ Sets []struct{ Name string } }

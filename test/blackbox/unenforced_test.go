@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer is a server for an agent. The keys of served are KIND.GROUP/VERSION, and the values are numbers of objects.
-// The value -1 means that the agent may not list the kind.
+// apiServer returns an API server that has one Node and no pods. The keys of served are KIND.GROUP/VERSION, and the
+// values are numbers of objects. The value -1 means that the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{

@@ -114,7 +114,8 @@ func (n *node) allow(string) float64 {
 	return float64(time.Since(began).Microseconds()) / 1000
 }
 
-// deny changes the port in the policy that the method allow has written. It returns the milliseconds until the last answer to a new connection.
+// deny changes the port in the policy that the method allow has written. It returns the milliseconds until the last
+// answer to a new connection.
 func (n *node) deny() float64 {
 	n.Helper()
 	n.Manifest("allow.yaml", fmt.Sprintf(allow, 8))

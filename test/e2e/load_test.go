@@ -74,7 +74,8 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: if the API server is down for ten seconds, agents still enforce their policies.
+// TestAPIServerAway: if the API server is down for ten seconds, agents still enforce their policies. Afterwards, they
+// learn of new policies.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))

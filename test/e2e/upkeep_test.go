@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestTheNodeIsKept: if weir's settings are removed from a node, the agent restores them with the privileges of
-// conf/weir.yaml.
+// TestTheNodeIsKept: if weir's settings are removed from a node, the agent restores them. The privileges in
+// conf/weir.yaml are enough for this.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name

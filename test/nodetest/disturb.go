@@ -14,7 +14,8 @@ var (
 )
 
 // EachDisturbance runs f in a subtest for each of the administrators' settings in testdata/disturbances. These settings
-// disturb packets over the loopback link. The rules are written with the flavour of iptables, such as "nft". After each subtest, the setting is undone.
+// disturb packets over the loopback link. The rules are written with the flavour of iptables, such as "nft". After each
+// subtest, the setting is undone.
 func EachDisturbance(t *testing.T, flavour string, f func(t *testing.T)) {
 	t.Helper()
 	_, settings, _ := strings.Cut(disturbances, "== ")

@@ -156,7 +156,7 @@ func escaped(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }
 
-// TestChart: a picture is valid XML, with a curve for each row.
+// TestChart: a chart is drawn as valid XML with all its curves, even if a curve has no points.
 func TestChart(t *testing.T) {
 	c := chart{"name", "Title", "ms", []curve{
 		{"a -> b", false, [][2]float64{{100, 0.5}, {100000, 2000}}}, {"empty", true, nil},

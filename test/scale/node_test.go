@@ -26,8 +26,8 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// node is the measured node: a real agent with a synthetic API server. The orchestrator sends it requests over a
-// socket.
+// node is the measured node: a real agent with a synthetic API server. Another process, the orchestrator (TestScale),
+// sends requests to the node over a socket.
 type node struct {
 	*nodetest.Node
 	cluster *cluster.Cluster

@@ -25,7 +25,8 @@ func (n *node) restart() restarted {
 	return restarted{started: n.start()}
 }
 
-// restartTraced restarts the agent under strace. Until a resync is over, it counts the agent's writes to the kernel.
+// restartTraced restarts the agent under strace, and counts the agent's writes to the kernel until a resync is over.
+// Then it restarts the agent without strace, and measures this start.
 func (n *node) restartTraced() restarted {
 	n.Helper()
 	n.StopAgent()

@@ -438,5 +438,5 @@ func (w *waited) probe(
 }
 
 func insecure() *tls.Config {
-	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the test server's certificate doesn't have the router's address
+	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the certificate lacks the router's address
 }

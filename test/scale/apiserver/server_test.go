@@ -58,7 +58,8 @@ func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.
 	}
 }
 
-// TestBookmarks: if a client asks for initial events, a bookmark marks their end.
+// TestBookmarks: if a client asks for initial events, a bookmark with an annotation marks their end. Later bookmarks
+// have the current version, and no annotation.
 func TestBookmarks(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: 20 * time.Millisecond})
 	s.Put(namespace(1))

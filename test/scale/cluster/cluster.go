@@ -86,8 +86,8 @@ func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
 
-// Address returns the address of a place on a node. The cluster's own pods have the places 0 to 109, and none of them is
-// on the second node. Measurements may use free places up to 239.
+// Address returns the address of a place on a node. The cluster's own pods have the places 0 to 109, and none of them
+// is on the second node. Measurements may use free places up to 239.
 func Address(node, place int) netip.Addr {
 	a := podCIDR(node).Addr().As4()
 	a[3] = byte(place + 10)
