@@ -27,7 +27,7 @@ type allow struct {
 	egress      bool
 	pods, peers string // keys of workload.groups
 	ports       []portRange
-	blocks      []string // more peers, with their own ports
+	blocks      []string // ipBlocks as further peers; their ports are blockPorts
 	blockPorts  []portRange
 }
 

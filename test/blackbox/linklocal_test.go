@@ -145,7 +145,7 @@ func TestLinkLocalOfClosedPods(t *testing.T) {
 	}
 	n := attachedBy(t, "bridge", isolated)
 	n.ConfigureList(otherPlugins["bridge"], nodetest.Conf{"type": "weir", "enforcement": "closed"})
-	n.AddPod("shop", "other") // from now on, the kernel has the rules for IPv6 that ADD needs
+	n.AddPod("shop", "other") // makes the agent write the rules for IPv6 that the next ADD needs
 	n.KillAgent()
 	server := n.AddPod("shop", "server")
 	stranger := newStranger(t)

@@ -69,7 +69,7 @@ type moves struct {
 func newMoves(t *testing.T) *moves {
 	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
 	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
-	// Docker sets this policy in the flavour of iptables that it uses.
+	// Docker makes the chain FORWARD drop packets by default, in the flavour of iptables that Docker uses.
 	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP", "iptables-legacy -P FORWARD DROP")
 	m.kubeProxy("iptables")
 	m.startAuto()

@@ -156,7 +156,7 @@ func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 	}
 	n := attachedBy(t, "ptp", isolated)
 	n.ConfigureList(otherPlugins["ptp"], nodetest.Conf{"type": "weir", "enforcement": "closed"})
-	n.AddPod("shop", "other") // from now on, the kernel has the rules that ADD needs
+	n.AddPod("shop", "other") // makes the agent write the rules that the next ADD needs
 	n.KillAgent()
 	server := n.AddPod("shop", "server")
 	noReversePath(t)
@@ -371,7 +371,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		nodetest.RunEach(t, four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 		reach()
 	}
-	// Other scripts have a rule for each protocol, or reject packets in a chain that also logs.
+	// Scripts of other firewalls have a rule for each protocol, or reject packets in a chain that logs them.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()

@@ -213,7 +213,7 @@ func TestRemovedFiles(t *testing.T) {
 		}
 		return nil
 	})
-	// Like a second agent, cleanup needs the agent's lock.
+	// cleanup needs the agent's lock, so it must fail while an agent runs.
 	out, err := exec.Command(filepath.Join(n.Bin, "weir-agent"), "cleanup").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another weir-agent runs on this node") {
 		t.Errorf("beside the agent: %v: %s", err, out)

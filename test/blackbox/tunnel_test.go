@@ -209,7 +209,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	if out := n.Run("ip", "-6", "route"); strings.Contains(out, "default") {
 		t.Errorf("the node has a router behind the tunnel:\n%s", out)
 	}
-	// The node would answer an ARP request for its own address.
+	// The node would answer this ARP request for its own address, if the request came out of the tunnel.
 	heard := nodetest.Sniff(t, n.Netns, "weir-vxlan")
 	arp := &layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,

@@ -29,7 +29,7 @@ func TestPolicyLatency(t *testing.T) {
 	var changes []change
 	for range times {
 		for _, open := range []bool{false, true} {
-			time.Sleep(700 * time.Millisecond) // some attempts must come before this change
+			time.Sleep(700 * time.Millisecond) // some attempts to connect must begin before the next change
 			began := time.Now()
 			if open {
 				api.send("DELETE", "/apis/networking.k8s.io/v1/namespaces/"+ns+"/networkpolicies/deny", "")

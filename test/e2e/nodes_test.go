@@ -22,7 +22,6 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// friendReaches waits until the pod friend reaches the server.
 func friendReaches(t *testing.T, ns, server string) {
 	t.Helper()
 	eventually(t, 10*time.Second, "the friend reaches the server", func() error {

@@ -260,7 +260,7 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// Entries for multicast groups and for the host outside are left out.
+				// The test doesn't compare the entries for multicast groups and for the host outside.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}

@@ -39,7 +39,7 @@ type node struct {
 
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
-	created int // number of created pods, for their names
+	created int // number of pods created so far; a part of the next pod's name
 
 	probeServer string // address and port of the probed pod
 	remote      *corev1.Pod

@@ -14,7 +14,7 @@ import (
 
 type restarted struct {
 	started
-	// Writes is the number of requests that change the kernel, by kind. It is nil if they weren't counted.
+	// Writes is the number of requests that change something in the kernel, by kind. It is nil without such a count.
 	Writes map[string]int
 }
 

@@ -230,7 +230,7 @@ func (n *node) use(i int, v version) {
 	}
 	late := n.AddPod("shop", lateName(i))
 	n.attached = append(n.attached, late)
-	// The earlier version's ADD may return before the pod's first packets pass.
+	// The earlier version's ADD may return before the pod's first packets pass, so wait until they pass.
 	n.Reach(late, n.server.IP+":80", true)
 	n.Reach(late, "["+n.server.IP6+"]:80", true)
 	n.traffic.mayReach(n, late, n.server)

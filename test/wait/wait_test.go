@@ -157,7 +157,7 @@ func newWaited(t *testing.T, size int) *waited {
 	for i, n := range w.Nodes {
 		way := fmt.Sprintf("172.20.%d.1:%d", i+1, latePort)
 		late(t, way, router, time.Duration(i)*100*time.Millisecond)
-		// The server's certificate has this name.
+		// The server's certificate is for the name example.com.
 		text := strings.NewReplacer("cluster: {", "cluster: {tls-server-name: example.com, ", router, way).
 			Replace(string(w.server.Kubeconfig()))
 		kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")

@@ -64,8 +64,8 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// hide makes get and snapshots leave out the object that the Base makes. This object is out of date if the object was
-// deleted, or if its new version is in r.objects.
+// hide makes get and snapshot.at leave out the object that the Base makes under this name. The caller has deleted the
+// object, or keeps its new version in r.objects.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return

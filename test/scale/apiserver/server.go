@@ -29,7 +29,7 @@ type Base interface {
 	// At returns the i-th object, without a resource version. beat selects the contents of the object's status. No policy
 	// depends on these contents.
 	At(i int, beat uint32) Object
-	// Find returns the index of the object. ok is false if there is none.
+	// Find returns the index of the object with this name. The result is false if there is no such object.
 	Find(name types.NamespacedName) (int, bool)
 }
 
