@@ -123,8 +123,8 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 	return s
 }
 
-// sendersSet returns a set whose elements are a tunnel's end and a network behind it. The end's address has the family
-// outer. The network has the family inner.
+// sendersSet returns a set of pairs: the address of a tunnel's other end, and a network of pods behind that end. The
+// address has the family outer, and the network has the family inner.
 func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	s := gateSet{
 		name: setName(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",

@@ -24,8 +24,8 @@ import (
 
 const newAddrIPv6 = "RTM_NEWADDR of IPv6"
 
-// monitor returns a function that returns the types of the messages about the tunnel and about weir's routes that the
-// kernel has sent since the last call.
+// monitor returns a function. Each call of this function returns the types of the kernel's messages about the tunnel
+// and about weir's routes since the last call.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket

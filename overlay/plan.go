@@ -38,7 +38,7 @@ const (
 	Always Encapsulation = "always"
 	// CrossSubnet encapsulates packets to pods of nodes in other subnets.
 	CrossSubnet Encapsulation = "crossSubnet"
-	// Never encapsulates nothing. Routers between subnets must know the pods' networks.
+	// Never means that no packet travels in a tunnel. Routers between subnets must know the pods' networks.
 	Never Encapsulation = "never"
 )
 

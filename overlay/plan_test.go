@@ -186,7 +186,7 @@ func TestCompute(t *testing.T) {
 	}
 }
 
-// TestComputeBothFamilies: if nodes have both families, all tunnels have the family of the node's first address.
+// TestComputeBothFamilies: if nodes have both families, all tunnels have the family of this node's first address.
 func TestComputeBothFamilies(t *testing.T) {
 	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")

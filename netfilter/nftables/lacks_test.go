@@ -41,7 +41,8 @@ func TestLacksNothing(t *testing.T) {
 	}
 }
 
-// TestRulesWithoutEffect: if the rule that tests a Need is missing in the trial's table, the trial names this Need.
+// TestRulesWithoutEffect: if the rule that tests a Need is missing in the trial's table, Wrong returns this Need. Only
+// for need 1, Wrong returns an error instead.
 func TestRulesWithoutEffect(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -58,7 +59,7 @@ func TestRulesWithoutEffect(t *testing.T) {
 				t.Fatal(err)
 			}
 			wrong, err := p.Wrong(func() { endTrial(at) })
-			if i == 1 { // without the rule of need 1, the trial can't tell the lack from other programs' rules
+			if i == 1 { // if need 1 fails, Wrong assumes that other programs' rules disturb the packets
 				if err == nil {
 					t.Errorf("%s: no error without the rule of %s", f, need.Name)
 				}
@@ -86,7 +87,7 @@ func TestLacksNothingAmongOthersRules(t *testing.T) {
 	})
 }
 
-// TestTrialsTryAllFeatures: the trial tries each expression and each layout of sets that weir's rules use.
+// TestTrialsTryAllFeatures: the trial tries each expression and each layout of sets that weir's rules can't do without.
 func TestTrialsTryAllFeatures(t *testing.T) {
 	without := lacks{ports: true, logs: true} // weir can do without matches of bridge ports, and without logs
 	for _, f := range conf.Families {
@@ -110,8 +111,8 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 	}
 }
 
-// featuresOf returns the expressions and the sets' layouts that the table uses. The value is a rule or set that uses
-// the feature. Names and compared data are left out.
+// featuresOf returns the features that the table uses: expressions, layouts of sets, and chains for address
+// translation. The value of a feature is a rule, set or chain that uses the feature.
 func featuresOf(of *table) map[string]string {
 	all := map[string]string{}
 	if of == nil {
@@ -172,8 +173,8 @@ func open(t *testing.T, f conf.Family) *probe.Trial {
 	return p
 }
 
-// TestTrialsLeaveOtherPackets: while a trial's rules are in the kernel, packets of other programs pass, also to the
-// trial's ports.
+// TestTrialsLeaveOtherPackets: while a trial's rules are in the kernel, other programs' packets pass, even packets to
+// the ports of the trial's rules.
 func TestTrialsLeaveOtherPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -16,7 +16,7 @@ type table struct {
 	family conf.Family
 	sets   []set   // sorted by name
 	chains []chain // sorted by name
-	// partial is true if other sets and chains of the kernel's table stay as they are.
+	// partial is true if the kernel's sets and chains that aren't in this table stay as they are.
 	partial bool
 }
 
@@ -26,7 +26,8 @@ func (t *table) stays() bool { return t.partial && len(t.sets)+len(t.chains) == 
 // lowered has a table for each family, or nil for a family without rules.
 type lowered [len(conf.Families)]*table
 
-// only returns the tables of these families. The other families' tables stay as they are.
+// only keeps the tables of these families. It replaces the other families' tables by tables that change nothing in the
+// kernel.
 func (l lowered) only(families []conf.Family) lowered {
 	for f := range l {
 		if !slices.Contains(families, conf.Family(f)) {
@@ -51,7 +52,7 @@ type chain struct {
 	nftnl.Chain
 	rules   []rule
 	written nftnl.Rules // a summary of the rules, to compare them with the rules in the kernel
-	uses    []string    // sets of ports and of pairs that the rules look up
+	uses    []string    // names of the sets of ports, and of the sets of address pairs, that the rules use
 }
 
 // hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, like

@@ -39,9 +39,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints the same tables. It also prints the same
-// tables after the backend has written them. Only the backend writes the tables with rules for bridge ports, because
-// nft can't load such rules.
+// TestNftReadsTheGoldenFiles: after nft has loaded a golden file, or after the backend has written the same tables, nft
+// prints the tables as they are in the file. nft doesn't load files with rules for bridge ports, because it can't.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -84,7 +83,6 @@ func listed(t *testing.T) string {
 	return strings.Join(slices.DeleteFunc(all[:], func(table string) bool { return table == "" }), "\n")
 }
 
-// listings returns the list of each family's table.
 func listings(t *testing.T) (all [len(conf.Families)]string) {
 	t.Helper()
 	for _, f := range conf.Families {

@@ -22,8 +22,8 @@ type plan struct {
 	// closed has the addresses that leave sets of peers, if the plan does nothing else (onlyCloses). Otherwise it is nil.
 	closed     []netip.Addr
 	onlyCloses bool
-	// strays are addresses in the sets of all pods that belong to no known attachment. They are not deleted, because a
-	// new attachment may not be known yet.
+	// strays are the addresses in the sets of all pods for which no attachment is known. The plan doesn't delete them,
+	// because a new attachment may not be known yet.
 	strays  []netip.Addr
 	deletes []nftnl.Question // the elements that the plan deletes
 	// next is the state after the plan. adds is true for a family whose table also keeps the sets and chains that next
@@ -119,8 +119,8 @@ func (p *plan) table(have held, want *table) {
 	p.next[f] = next
 }
 
-// mustBeMadeAnew reports whether the table must be deleted first, because a chain has a wrong hook or policy, or a set
-// has a wrong type.
+// mustBeMadeAnew reports whether the table must be deleted and made anew, because a chain has a wrong hook or policy,
+// or a set has a wrong type.
 func (h held) mustBeMadeAnew(want *table) bool {
 	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
 		had, ok := h.sets[s.Name]

@@ -175,7 +175,7 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 }
 
 // readSet reads the elements of a set. The parameter before is the last known state of the set. If the elements haven't
-// changed, readSet returns before itself and no copy, so that later comparisons are quick.
+// changed, the result shares its memory with the last known state, so that later comparisons are quick.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil
@@ -353,7 +353,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// Members returns the addresses of the pods that are in a class, by direction. It reads only maps.
+// Members returns the addresses of the pods that are in a class, by direction.
 //
 // Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for IPv6)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {

@@ -207,7 +207,7 @@ func testLacking(t *testing.T, words, note string) {
 			if text := table.String(); strings.Contains(text, words) {
 				t.Errorf("the rules have %q", words)
 			}
-			if i == 0 && !d.have[f].stands(table) { // without logs, chains of audited policies don't count as complete
+			if i == 0 && !d.have[f].stands(table) { // only later states may have audited policies, which need logs
 				t.Errorf("the chains of %v don't count as complete", conf.Family(f))
 			}
 		}
@@ -217,8 +217,8 @@ func testLacking(t *testing.T, words, note string) {
 	}
 }
 
-// TestRefusalsForOtherReasons: the kernel refuses rules only because their table is gone. The next try makes the table
-// and the rules, and these rules still log packets.
+// TestRefusalsForOtherReasons: the kernel refuses rules only because their table is gone. Then Apply doesn't conclude
+// that the kernel can't log: it makes the table anew, with rules that log packets.
 func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -79,8 +79,8 @@ var setComments = map[conf.SetKind]string{
 	conf.SetOfNumbers:      "weir: a list of ports",
 }
 
-// next returns the entries in a form that nftables can store. s has the form of earlier entries. If possible, next
-// lowers only the entries that have changed since.
+// next returns the set's present entries in a form that nftables can store. s is the result for earlier entries of the
+// set. If possible, next lowers only the entries that differ from the earlier ones.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}

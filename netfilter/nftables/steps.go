@@ -144,7 +144,8 @@ func (c *change) wanted(name string) (chain, bool) {
 	return c.want.chains[i], true
 }
 
-// ready reports whether packets on their way find the wanted rules in the chain.
+// ready reports whether packets on their way find the wanted rules in the chain. An empty name stands for no chain, so
+// no rules are missing.
 func (c *change) ready(name string) bool {
 	had, ok := c.have.chains[name]
 	k, _ := c.wanted(name)

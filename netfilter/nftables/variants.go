@@ -25,7 +25,7 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 		v.Proto = proto
 		return v
 	}
-	// For IPv6, the condition "directly" compares the protocol.
+	// For IPv6, the rules need no protocol: their condition "directly" compares it.
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f]
 	self := []ruleset.SetMatch{{Name: f.Set(conf.SelfSet), By: bothEnds}}
 	inner := []ruleset.SetMatch{{Name: f.Set(conf.ErrorsSet), By: innerEnd}}
@@ -88,7 +88,7 @@ var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Exp
 }}
 
 // noErrors has conditions for the types of ICMP packets that are not errors. The errors are types 3, 4, 5, 11 and 12 in
-// IPv4.
+// IPv4, and types 0 to 127 and 137 in IPv6.
 var noErrors = [len(conf.Families)][][]condition{
 	conf.IPv4: {
 		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},

@@ -24,7 +24,8 @@ type Refusal struct {
 	Err   error
 }
 
-// RefusedError says which requests of a batch the kernel refuses. It has then carried out no request of the batch.
+// RefusedError says which requests of a batch the kernel refuses. The kernel has then
+// carried out no request of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
 func (e *RefusedError) Error() string {

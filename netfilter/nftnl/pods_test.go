@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodSets: each method has the right result, first without weir's tables, and then with the sets of an agent.
+// TestPodSets: without weir's tables, the sets of all pods count as empty, and Remove and Purge return no error. With
+// an agent's sets and maps, Purge deletes only the given addresses, and only from sets and maps that contain pods.
 func TestPodSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -196,7 +196,7 @@ func chainIn(answer []byte) (table, name string) {
 	return table, name
 }
 
-// Rules describes the rules of a chain.
+// Rules is a summary of the rules of a chain.
 type Rules struct {
 	Sums  []Sum    // in the order of the rules
 	To    []string // the chains to which the rules lead

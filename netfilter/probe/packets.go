@@ -42,7 +42,8 @@ var errOthers = errors.New("packets for trials don't arrive unchanged over the l
 //
 // If there are such needs, Wrong calls the function remove, which must remove the chains. Then Wrong sends the packets
 // again. If a packet then doesn't arrive unchanged, other programs disturb packets over the loopback link. Nothing is
-// known about the needs then, so Wrong returns an error.
+// known about the needs then, so Wrong returns an error. It returns this error at once if the rule of need 1 ("rules
+// with ports") doesn't have the right effect.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	for _, wait := range []time.Duration{soon, late} {
 		if wrong, err = t.wrongWithin(wait); err == nil && len(wrong) == 0 {

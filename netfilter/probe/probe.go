@@ -43,8 +43,8 @@ type Need struct {
 	Name string
 	Rule ruleset.Rule // matches the Need's packet
 	// If answer is true, the Need's packet is the answer to another packet. If drops is true, the packet must not
-	// arrive. If masquerades is true, it must arrive from another source, and its rule is at the hook of packets that
-	// leave.
+	// arrive. If masquerades is true, the packet must arrive from another source, and Rule is at the hook of packets
+	// that leave the node.
 	answer, drops, masquerades bool
 }
 
@@ -269,7 +269,7 @@ func (t *Trial) Rules() (all []ruleset.Rule) {
 			pass.Track, pass.Action = Unestablished, ruleset.Return
 			all = append(all, pass)
 		}
-		if n.masquerades { // untracked packets can't be translated
+		if n.masquerades { // untracked packets are dropped, because the kernel can't masquerade them
 			r.Track = Untracked
 		}
 		all = append(all, r)

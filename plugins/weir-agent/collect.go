@@ -79,8 +79,8 @@ func (c *collector) resume() {
 	}
 }
 
-// heap has sizes in bytes: goal is the heap at which GOGC collects, and others is all memory besides the heap's
-// objects and free pages.
+// heap has sizes in bytes: goal is the size at which Go collects the heap if GOGC is on, and others is all memory
+// besides the heap's objects and free pages.
 type heap struct{ goal, others uint64 }
 
 func readHeap() heap {

@@ -14,8 +14,8 @@ const heapShare = 0.9
 // would grow to twice the size of the used part.
 const collectAt = 50
 
-// limitMemory keeps Go's heap below the container's memory limit. The parameter limit is in bytes; empty means no
-// limit. GOGC and GOMEMLIMIT take precedence.
+// limitMemory sets GOGC to collectAt, and keeps Go's heap below the container's memory limit. The parameter limit is in
+// bytes; empty means no limit. If the environment has GOGC or GOMEMLIMIT, limitMemory leaves that setting as it is.
 func limitMemory(limit string) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestLimitMemory: if GOGC or GOMEMLIMIT is set, it takes precedence over the container's memory limit.
+// TestLimitMemory: GOGC in the environment takes precedence over collectAt, and GOMEMLIMIT takes precedence over the
+// container's memory limit. A limit that isn't a positive number is refused.
 func TestLimitMemory(t *testing.T) {
 	percent, bytes := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {

@@ -22,7 +22,7 @@ var (
 	pageScript []byte
 )
 
-// pageRow is a row of the matrix. Ports is an index into pageData.Ports.
+// pageRow is a row of the matrix. From and To are indexes into pageData.Parties. Ports is an index into pageData.Ports.
 type pageRow struct {
 	From   []int  `json:"f"`
 	To     []int  `json:"t"`

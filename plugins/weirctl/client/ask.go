@@ -25,7 +25,7 @@ type Answer[T any] struct {
 
 // AskAll calls the function ask for all agents, o.Parallel of them at a time. It passes the answers to the function
 // each, one at a time. If an agent doesn't answer, its Answer has the reason. If the API server forbids the user to
-// ask, AskAll ends with this error.
+// ask, AskAll ends, and returns a forbiddenError.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

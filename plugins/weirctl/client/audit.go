@@ -42,8 +42,8 @@ type AuditOfNodes struct {
 	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
-	// Rules would allow the would-drops if they were added to the policy. Would-drops of protocols without ports are
-	// left out: no rule with ports can allow them. Rules is nil in a report on all policies.
+	// Rules has rules for the policy that would allow the would-drops. Would-drops of protocols without ports are left
+	// out: no rule with ports can allow them. Rules is nil in a report on all policies.
 	Rules *AuditRules `json:"rules,omitempty"`
 	kinds map[string]int
 }
@@ -87,7 +87,7 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
-// AuditRules would allow the would-drops of an audited policy if they were added to the policy.
+// AuditRules has rules that can be added to an audited policy. They would allow the policy's would-drops.
 type AuditRules struct {
 	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`

@@ -41,8 +41,8 @@ func (s *Source) completion(
 	}
 }
 
-// odd reports whether the character is other than those of completions: lower-case letters, digits, "-", "." and "/".
-// A shell could act on such a character, so a name that has it isn't completed.
+// odd reports whether a shell could act on the character: it is no lower-case letter, digit, "-", "." or "/". A name
+// with an odd character isn't completed.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }
@@ -121,7 +121,7 @@ func CompleteWords(cmd *cobra.Command, flag string, words ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// completePlace completes the flag --source. After dir: it completes directories.
+// completePlace completes the flag --source. If the value begins with "dir:", it completes directories.
 func completePlace(_ *cobra.Command, _ []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	path, isDir := strings.CutPrefix(begin, dirPlace)
 	if !isDir {

@@ -67,7 +67,8 @@ func TestDropLine(t *testing.T) {
 	}
 }
 
-// FuzzDropLine: if names have control characters, the drop is still one line without them, as text and as JSON.
+// FuzzDropLine: if names have control characters, the drop is printed as one line without control characters, as text
+// and as JSON.
 func FuzzDropLine(f *testing.F) {
 	f.Add("shop/\x1b[2Jdb", "shop/a\nb", "policy", "WEIR-\u202e", true)
 	f.Add("shop/\u009b2Jdb", "shop/\x7f\u0085", "policy", "WEIR-\U000e0041", false)

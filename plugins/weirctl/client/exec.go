@@ -93,7 +93,7 @@ type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
 
-// IsForbidden reports whether the API server has refused to run a command in a pod for this user.
+// IsForbidden reports whether the API server has refused the user's commands in pods or the user's credentials.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
 // bounded is a writer that keeps the first bytes, up to the number most, and discards the rest. It reports all bytes as

@@ -166,7 +166,7 @@ func collect(
 	return all, err
 }
 
-// TestAskAll: if many nodes are asked, the allowed number is asked at once, and never more.
+// TestAskAll: AskAll asks exactly as many nodes at the same time as AskOptions.Parallel allows.
 func TestAskAll(t *testing.T) {
 	const allowed = 5
 	f := &fakeCluster{}
