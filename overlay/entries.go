@@ -41,8 +41,9 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the tunnel's entries equal to the entries of the remotes behind it. Multicast entries stay. If
-// the kernel refuses a new entry, setNeighbours adds the node and the error to refused.
+// setNeighbours gives the tunnel one neighbour entry and one forwarding entry for each remote behind the tunnel, and
+// deletes other entries except those for multicast. If the kernel refuses a new entry, setNeighbours adds the node and
+// the error to refused.
 //
 // Equivalent to:
 //

@@ -88,7 +88,8 @@ func monitor(t *testing.T, netns string) func() []string {
 }
 
 // TestNothingToDo: if the kernel has the whole plan, Apply writes nothing. If the kernel lacks one part of the plan,
-// Apply names this part and writes only this part.
+// Apply names this part. It writes only this part, unless the kernel has lost further parts with it. If the kernel has
+// an entry or route of weir's that isn't in the plan, Apply deletes it.
 func TestNothingToDo(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -249,7 +249,8 @@ func TestMAC(t *testing.T) {
 	}
 }
 
-// TestTwoAddressesWithOneMAC: if two nodes' IPv6 addresses give the same MAC, the older node keeps its tunnel.
+// TestTwoAddressesWithOneMAC: if two nodes' IPv6 addresses give the same MAC, only the older node has a tunnel. The
+// newer node has a problem.
 func TestTwoAddressesWithOneMAC(t *testing.T) {
 	seen := map[string]netip.Addr{}
 	a := netip.MustParseAddr("2001:db8:2::1")

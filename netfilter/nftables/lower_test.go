@@ -40,7 +40,7 @@ func TestGolden(t *testing.T) {
 }
 
 // TestNftReadsTheGoldenFiles: after nft has loaded a golden file, or after the backend has written the same tables, nft
-// prints the tables as they are in the file. nft doesn't load files with rules for bridge ports, because it can't.
+// prints the tables as they are in the file. nft can't load rules for bridge ports, so only the backend writes these.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -122,8 +122,8 @@ func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 	}
 }
 
-// TestTransactions: the driver makes a change in one transaction if the change only allows less, only allows more, or
-// changes a single set. Any other change takes several transactions, and the first one only allows less.
+// TestTransactions: the driver makes a change in one transaction if the change only allows less, or only allows more. A
+// change of sets that does both takes several transactions, and the first one only allows less.
 func TestTransactions(t *testing.T) {
 	type entries map[string]string // addresses, by the name of the set
 	roles := map[string]ruleset.SetRole{

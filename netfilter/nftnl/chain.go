@@ -17,7 +17,8 @@ type Chain struct {
 	Hook    *Hook // nil if packets come only from rules of other chains
 }
 
-// The types of userdata. Comments have type 0, except those of sets (libnftnl, include/libnftnl/udata.h).
+// These are types of the user data that nft stores with an object (libnftnl, include/libnftnl/udata.h). Comments have
+// type 0, except the comments of sets.
 const (
 	commentOfAnObject  byte = 0
 	commentOfASet      byte = 7

@@ -63,7 +63,8 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: if the API server is away, the kernel's rules stay, even if the agent restarts.
+// TestTheAPIServerIsAway: if the API server is away, the kernel's rules stay, even if the agent restarts. ADD refuses
+// pods that the agent doesn't know.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -427,7 +427,8 @@ func reachedPods(t *testing.T, n *nodetest.Node) (server, client *nodetest.Pod) 
 	return server, client
 }
 
-// TestLostRecordsBehindPtp: if the records of running pods are lost, the agent and GC leave the pods closed.
+// TestLostRecordsBehindPtp: if the records of running pods are lost, the agent and GC leave the pods closed. When such
+// a pod has ended, the agent takes the pod's address out of the sets.
 func TestLostRecordsBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -585,8 +586,8 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 }
 
-// TestANodeGoesOverFromHostLocal: if a node changes from host-local to weir, weir assigns no address of a running
-// pod.
+// TestANodeGoesOverFromHostLocal: if a node changes from host-local to weir, weir doesn't assign a running pod's
+// address to another pod. After the running pod has ended, weir assigns the address.
 func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -618,7 +619,8 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor: if the runtime requests an address, a MAC, ranges or DNS, the pod gets them.
+// TestWhatARuntimeAsksFor: if the runtime requests an address, a MAC, ranges or DNS, the pod gets them. ADD refuses an
+// address or a MAC that is in use, and an address outside of the ranges.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

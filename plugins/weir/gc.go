@@ -14,9 +14,9 @@ import (
 
 const validKeys = "cni.dev/valid-attachments or cni.dev/attachments"
 
-// gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them, and
-// so does a missing list: cnitool's gc sends none. The CNI specification 1.1.0 first called the list
-// cni.dev/attachments. libcni sends both keys, but another runtime may send only the first one.
+// gc ends every attachment to this network that the runtime doesn't list as valid. If the list is empty or missing, gc
+// ends all attachments to the network: cnitool's gc sends no list. The CNI specification 1.1.0 first called the list
+// cni.dev/attachments. libcni sends the list under both keys, but another runtime may use only cni.dev/attachments.
 func gc(args *call) error {
 	var c struct {
 		Name    string               `json:"name"`

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: if enforcement is strict, STATUS fails without a recent heartbeat of an agent.
+// TestStatus: if enforcement is strict, STATUS fails without a recent heartbeat of an agent. Otherwise STATUS succeeds,
+// even if no address is free.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -147,7 +148,8 @@ func TestStatusIsCheap(t *testing.T) {
 	t.Logf("median %s", took[50])
 }
 
-// TestTheAgentReaps: if a pod's namespace is gone, the agent removes the attachment. containerd never calls GC.
+// TestTheAgentReaps: if a pod's network namespace is gone, the agent removes the attachment, even if no agent ran when
+// the namespace went. The agent must do this, because containerd never calls GC.
 func TestTheAgentReaps(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -109,7 +109,7 @@ func TestWalkthrough(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 	n.Manifest("cluster.yaml", strings.Replace(cluster, "{run: busybox}", "{run: busybox, app: busybox}", 1))
 	n.Reach(client, server.IP+":80", true)
-	n.Reach(other, server.IP+":80", false) // other has the label, but is in another namespace
+	n.Reach(other, server.IP+":80", false) // other has the label app=busybox, but is in another namespace
 
 	for _, p := range []*nodetest.Pod{server, client, other} {
 		n.DelPod(p)

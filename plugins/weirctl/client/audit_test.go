@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestPrintAudit: if two nodes report, their counts are added up.
+// TestPrintAudit: the counts of two nodes' reports are added up, and the printed rules would allow the would-drops.
 func TestPrintAudit(t *testing.T) {
 	at := time.Unix(1e9, 0)
 	db := agentapi.AuditedEnd{

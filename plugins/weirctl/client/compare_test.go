@@ -52,7 +52,7 @@ func answerOf(x *expected, q enforced.Question) enforced.Answer {
 	return a
 }
 
-// TestLacks: lacks names a part that is missing or wrong in a node's answer.
+// TestLacks: lacks names a part that is missing or wrong in a node's answer, and returns "" if the answer is right.
 func TestLacks(t *testing.T) {
 	client := small().byNode["n2"][0]
 	peers := goal{pod: &client}

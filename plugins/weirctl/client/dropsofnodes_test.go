@@ -73,7 +73,8 @@ func (o *told) untilTold(t *testing.T, text string) {
 	})
 }
 
-// TestDropsOfNodes: nodes that don't answer are named, and all other drops are printed in the order of their times.
+// TestDropsOfNodes: the drops of all nodes are printed in the order of their times. Nodes that don't answer, or answer
+// only in part, are named.
 func TestDropsOfNodes(t *testing.T) {
 	f := &fakeCluster{}
 	for _, n := range []string{"a", "b", "old", "breaks", "unasked"} {
@@ -249,8 +250,8 @@ func followAll(t *testing.T, c *liveCluster, o *told, times FollowTimes) (end fu
 
 var errInterrupted = errors.New("interrupted")
 
-// TestFollowDrops: if several nodes have drops, the drops are printed in the order of their times, and none is printed
-// twice.
+// TestFollowDrops: if several nodes have drops, the drops are printed in the order of their times. A drop that a node
+// sends again in a new stream isn't printed again. Nodes that fail, join or leave are named.
 func TestFollowDrops(t *testing.T) {
 	c := newLiveCluster("a", "b", "dead", "leaves")
 	c.fails = func(node string) string {

@@ -9,7 +9,7 @@ import (
 
 // weirctl ends with one of these codes, so that scripts can tell the outcomes apart.
 const (
-	// ExitOK means success. For explain it means that the connection is allowed.
+	// ExitOK means success. For "weirctl explain", success means that the connection is allowed.
 	ExitOK = 0
 	// ExitError means that the command could not get an answer.
 	ExitError = 1

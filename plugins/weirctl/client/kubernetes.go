@@ -96,7 +96,7 @@ type list interface {
 }
 
 // each reads a list in pieces. It puts each piece into the parameter named into, in place of the piece before, and then
-// calls the function page. An empty namespace means all.
+// calls the function page. An empty namespace means all namespaces.
 //
 // Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500 (or --all-namespaces)
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
@@ -133,7 +133,7 @@ type loader struct {
 
 type resource struct {
 	schema.GroupVersionResource
-	// needed means that loading fails if these objects can't be read.
+	// needed means that loading fails if the resource's objects can't be read.
 	needed  bool
 	without string
 	read    func(l *loader, r schema.GroupVersionResource, namespace string) error
@@ -252,8 +252,8 @@ func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (expla
 	return api.Load(ctx, namespaces...)
 }
 
-// Load reads the objects of the cluster. If the user may not list all objects, Load reads the objects of these
-// namespaces.
+// Load reads the objects of the cluster. If the user may not list the objects of all namespaces, Load reads those of
+// the given namespaces, and Gaps says what is missing.
 func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	slices.Sort(namespaces)
 	l := &loader{API: a, ctx: ctx, namespaces: slices.Compact(namespaces)}
@@ -266,7 +266,7 @@ func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, 
 	return l.Cluster, nil
 }
 
-// Services reads Services with their endpoints. An empty namespace means all.
+// Services reads Services with their endpoints. An empty namespace means all namespaces.
 func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service, error) {
 	l := &loader{API: a, ctx: ctx}
 	for _, r := range resources {

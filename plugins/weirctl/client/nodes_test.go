@@ -314,7 +314,8 @@ func TestAskAllEnds(t *testing.T) {
 	}
 }
 
-// TestClusterStatus: if there are many healthy nodes, the worst node still comes first.
+// TestClusterStatus: the worst nodes come first. If there are many healthy nodes, the text lists only some of them, and
+// counts the rest.
 func TestClusterStatus(t *testing.T) {
 	s := NewClusterStatus(33)
 	add := func(node string, sum *agentapi.Summary, err error) {

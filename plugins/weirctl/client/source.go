@@ -67,9 +67,9 @@ func (s *Source) Kind() (kind Kind, path string, err error) {
 	return FromKubernetes, "", nil
 }
 
-// Load reads all objects of the source. If the user may not list all, it reads only the objects of the namespaces,
-// and Gaps names what is missing. The error is one line that says what to do. It wraps agentapi.ErrNoAgent if there
-// is no agent.
+// Load reads all objects of the source. If the user may not list the objects of all namespaces, Load reads those of the
+// given namespaces, and Gaps names what is missing. The error is one line that says what to do. The error wraps
+// agentapi.ErrNoAgent if there is no agent.
 func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	kind, path, err := s.Kind()
 	if err != nil {

@@ -118,8 +118,8 @@ func TestLoadKubernetes(t *testing.T) {
 	}
 }
 
-// TestTenant: if the user may read only one namespace, Load reads the objects of this namespace, and Gaps names the
-// rest.
+// TestTenant: if the user may read only one namespace, Load reads the objects of this namespace, and Gaps names what
+// the user may not read. If the user may read nothing, Load returns an error.
 func TestTenant(t *testing.T) {
 	tenant := func(path string) bool {
 		return !strings.HasSuffix(path, "/namespaces/ns-1/pods") && !strings.HasSuffix(path, "/ns-1/networkpolicies")
@@ -146,8 +146,8 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: if the manifests of pods have no addresses, the pods get made-up addresses. An empty or missing
-// directory is an error.
+// TestLoadDirectory: if the manifests of pods have no addresses, the pods get made-up addresses. Gaps names a broken
+// file. An empty or missing directory is an error.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
