@@ -113,8 +113,9 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink returns a Path with only an MTU: the MTU of the link with the node's address. If there is no such link, or it
-// is lo, the MTU is the smallest MTU of the links that default routes use.
+// Uplink returns a Path with only an MTU: the MTU of the link with the node's address. If no link but lo has the
+// address, the MTU is the smallest MTU of the default routes of the address's family. If this family has no default
+// route, the default routes of the other family count.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {

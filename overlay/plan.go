@@ -204,8 +204,8 @@ func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// add plans how the other node's networks are reached. A network that can't be reached also counts as behind a
-// tunnel. So the gate drops all packets from this network: they are forged.
+// add plans how the other node's networks are reached. Unless tunnels are off (Never), a network that can't be reached
+// also counts as behind a tunnel. So the gate drops all packets from this network: they are forged.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // the number of networks of a family in which this node has no network
 	for _, network := range n.PodCIDRs {

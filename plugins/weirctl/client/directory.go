@@ -70,8 +70,9 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives each pod without addresses an address of each family that the source's objects use. If the
-// source has Nodes, the networks of these addresses become podCIDRs of every node.
+// inventAddresses gives each pod without addresses an address of each family that the source's objects use. Pods in the
+// host's network and finished pods get no address. If the source has Nodes, the networks of the made-up addresses
+// become podCIDRs of every node.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented
