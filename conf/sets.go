@@ -31,7 +31,8 @@ const (
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. Behind each prefix except ownSet, the name has a hash.
+// Prefixes of the names of sets. Behind each prefix except ownSet, the name has a hash, or NoneClass or OpenClass.
+// Behind BlockSets, the name of a merged set has "mrg-" and a hash.
 const (
 	ownSet         = "weir-"
 	IngressClasses = ownSet + "in-"

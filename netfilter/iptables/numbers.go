@@ -171,9 +171,8 @@ func (a *assignment) keep() {
 		if n <= openClass || n > maxNumber || target == "" {
 			continue
 		}
-		// If no pod has the number, and the number's class has another number, the number is dropped. There is one exception:
-		// if the classes are the same as before, a former class's number stays, because otherwise the rules would change only
-		// to drop this number.
+		// A number that no pod has is dropped if its class has another number. But if the classes are as before, the number
+		// of a former class stays, so that no rule changes only for this number.
 		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}

@@ -7,7 +7,8 @@ import (
 	"strconv"
 )
 
-// heapShare is Go's part of the container's memory limit. The rest is for child processes such as iptables-restore.
+// heapShare is Go's part of the container's memory limit. The rest is for child processes such as
+// iptables-restore, and for the kernel's sets and rules.
 const heapShare = 0.9
 
 // collectAt is the agent's GOGC. Most of the agent's heap is in use at any time. With Go's default of 100, the heap
