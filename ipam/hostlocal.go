@@ -23,8 +23,8 @@ const settleTime = time.Minute
 // hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. When such
 // a pod ends, the runtime calls weir and not host-local, so host-local's file stays, even after a reboot.
 //
-//   - An address with a file is in use if a network namespace of the node has the address, or if the file is
-//     younger than settleTime.
+//   - An address with a file is in use if a network namespace of the node has the address, if a namespace can't be
+//     read, or if the file is younger than settleTime.
 //   - Files from before the node's start don't count.
 type hostLocal struct {
 	networks []string

@@ -157,8 +157,8 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 }
 
 // AssignExternal assigns the attachment id an address that another plugin gave the pod. If the address is still
-// assigned to another attachment, AssignExternal releases it first. It may return an error of CheckExternal. The caller
-// must have endpoint.Lock.
+// assigned to another attachment, AssignExternal releases the address first, or refuses it (see CheckExternal). The
+// caller must have endpoint.Lock.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
@@ -187,9 +187,9 @@ func CheckExternal(id string, addr netip.Addr) error {
 	return err
 }
 
-// replaceable returns the ID of the attachment to which the address is assigned, or "". It returns an *AssignedError if
-// the attachment id may not replace that attachment. id may replace an attachment that has no record or is ending. id
-// may also replace an attachment whose interface another plugin made: weir has then missed the DEL of that attachment.
+// replaceable returns the ID of the attachment to which the address is assigned, or "" if the address is free. That
+// attachment may lose the address to the attachment id in three cases: it has no endpoint record, it is ending, or
+// another plugin made its interface (weir has then missed its DEL). Otherwise replaceable returns an *AssignedError.
 func replaceable(id string, addr netip.Addr) (owner string, err error) {
 	owner, err = AssignedTo(addr)
 	if err != nil || owner == "" || owner == id {

@@ -348,7 +348,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, assigned)
-	for range 2 { // files of other programs are in the way, at the link's path and at lastPath + ".tmp"
+	for range 2 { // files of other programs are in the way, at lastPath and at lastPath + ".tmp"
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
 				t.Fatal(err)

@@ -28,7 +28,7 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	}
 	used := map[netip.Addr]bool{}
 	for _, path := range paths {
-		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the namespace is gone
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // ErrNotExist: it is gone
 			return used, fmt.Errorf("addresses in %s: %w", path, err)
 		}
 	}

@@ -30,8 +30,8 @@ func runs(ranges []conf.Range) []run {
 	return all
 }
 
-// rotate reorders the rows so that they begin with the address after the address last, and end with the address last.
-// If no row contains that address, rotate returns the rows unchanged.
+// rotate reorders the rows so that the first address is the one after last, and the last address is last itself. For
+// this, it may split a row. If no row contains the address last, rotate returns the rows unchanged.
 func rotate(rows []run, last netip.Addr) []run {
 	i := slices.IndexFunc(rows, func(r run) bool { return r.Contains(last) })
 	if i < 0 {

@@ -25,7 +25,7 @@ type Verify int
 const (
 	// Trust reads only what the backend doesn't remember.
 	Trust Verify = iota
-	// Rules reads the tables whose chains drop packets. It doesn't read sets, so it is quick.
+	// Rules reads the tables whose chains drop packets, if they may have changed. It doesn't read sets, so it is quick.
 	Rules
 	// All reads everything.
 	All

@@ -69,7 +69,7 @@ func onNodes(t *testing.T, try func(t *testing.T, n *Node, p part)) {
 	}
 }
 
-// part is one of several parts of the work. The parts are numbered from 0.
+// part is the part of the work that one node does: one of several parts, which are numbered from 0.
 type part struct{ number, parts uint64 }
 
 // of returns the part's seeds. All parts together have count seeds, beginning with first. A part's seeds are

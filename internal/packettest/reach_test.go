@@ -17,9 +17,9 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change. Each time, the packets that the
-// matrix allows must arrive, and no others. The difference of the two matrices must have exactly the packets that
-// arrive only before the change, or only after it.
+// TestRandomMatrices sends packets in random clusters, before and after a change of the policies' state. The packets
+// that the state's reach.Matrix allows must arrive, and no others. The difference of the two matrices must have exactly
+// the packets that arrive only before the change, or only after it.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {
@@ -108,7 +108,7 @@ type where int
 const (
 	inWorld where = iota
 	attachedHere
-	elsewhere // an address in a podCIDR, or of a pod on another node: this node checks no policies of this pod
+	elsewhere // an address of a pod on another node, or an address in a podCIDR that no pod of this node has
 )
 
 func places(s policy.State) func(netip.Addr) where {

@@ -29,7 +29,7 @@ type flight struct {
 	epoll   int
 	packets []verdict.Packet
 	clients map[int]int // for each client socket of TCP or UDP, the index of its packet
-	first   uint32      // the number of the first packet
+	first   uint32      // the number in the payload of the first packet
 	arrived []bool
 }
 

@@ -2,8 +2,8 @@
 // programs that it builds in a git work tree.
 //
 // Invariants:
-//   - The package reads no file: the running program itself contains the text.
-//   - If the commit is unknown, or the work tree had changes, the text says so.
+//   - The package reads no file: the running program itself contains the commit.
+//   - If the commit is unknown, or the work tree had changes, the text that Of returns says so.
 package version
 
 import (

@@ -26,7 +26,7 @@ type Edit struct {
 	Operation
 }
 
-// NewEdit returns an Edit of the connection. The Edit stays valid when the list yields the next connection.
+// NewEdit returns an Edit of the connection. The Edit stays valid when All yields the next connection.
 func NewEdit(c Connection, o Operation) Edit {
 	c.tuple = bytes.Clone(c.tuple)
 	return Edit{c, o}

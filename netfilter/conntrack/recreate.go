@@ -48,7 +48,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 }
 
 // read returns what is needed to make the entry again: the tuple of the replies, the old entry's timeout, the
-// protocol's state (for TCP, see looseTCP) and a status.
+// protocol's state (for TCP, see looseTCP) and the new entry's status.
 //
 // Equivalent to: conntrack -G KEY
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {

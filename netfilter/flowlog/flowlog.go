@@ -58,7 +58,8 @@ func table() *nftables.Table {
 // Make makes the table for packets that come in or go out by one of the links. If the table exists, the same
 // transaction replaces it.
 //
-// Equivalent to: nft -f, with "table inet weir-flows; delete table inet weir-flows" before the table above
+// Equivalent to: nft -f, with "table inet weir-flows; delete table inet weir-flows" before the table of the package's
+// comment
 func Make(links []string) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -153,7 +154,7 @@ func Remove() error {
 	t := table()
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err == nil && !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.Name }) {
-		return nil // if there is no table, an agent that starts sends no change to the kernel
+		return nil // so an agent that starts without a table sends the kernel no change
 	}
 	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -56,7 +56,7 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	return err
 }
 
-// putFirst puts the jumps first for PutFirst, and returns the families with incomplete chains.
+// putFirst does what PutFirst does, and returns the families with incomplete chains.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Family, err error) {
 	var p plan
 	var why, failed []error
@@ -145,7 +145,7 @@ func closings(f conf.Family, have state, want *lowered) [][]string {
 
 // closeAll is called if a ruleset could not be applied. If a family's chains that drop packets are complete, closeAll
 // only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods in this
-// family, also those of established connections.
+// family, also those of established connections. closeAll changes nothing in a family whose table mangle can't be read.
 //
 // The drops are equivalent to the following commands, and to the same commands with WEIR-INPUT and INPUT. ADDRESS is
 // the address of a chained pod. If the kernel refuses sets, the two rules with --match-set are left out.

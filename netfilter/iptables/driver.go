@@ -91,7 +91,8 @@ func (d *Driver) Close() {
 //
 //   - An UnknownError says that some tables can't be read. weir's rules were written to these tables all the same.
 //   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
-//   - After any other error, the next Apply tries again.
+//   - If a change fails with another error, Apply tries to close the pods of each family whose chains that drop packets
+//     are incomplete.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
@@ -204,7 +205,7 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 }
 
 // prepare creates the plan's new sets. If the kernel has refused some of the new rules before (suspects), prepare tries
-// the new rules. It returns a RefusedError for the parts that the kernel refuses.
+// the new rules in a chain that no packet enters. It returns a RefusedError for the parts that the kernel refuses.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {

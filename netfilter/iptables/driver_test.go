@@ -103,7 +103,7 @@ func testApply(t *testing.T, f Flavour) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // a random state instead of a change of the last one
+			s = random() // a random state instead of a change of the last state
 		}
 	}
 	if len(kinds) != 9 { // four kinds of sets for each family, and sets of port numbers, which have no family

@@ -158,7 +158,7 @@ func TestLegacyForwardNeverWaits(t *testing.T) {
 
 // TestForwardOfLegacyBesideNFT: if the chain FORWARD of iptables-legacy drops packets by default, the driver for
 // iptables-nft adds rules there that accept packets of pods and of chained pods. These rules don't make the node count
-// as one with iptables-legacy.
+// as a node that uses iptables-legacy.
 func TestForwardOfLegacyBesideNFT(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -20,8 +20,8 @@ var hooks = map[string]map[string]nftnl.Hook{
 	"nat":    {"POSTROUTING": {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 100}},
 }
 
-// misplaced returns the built-in chains of the table that are at a wrong hook. It asks nf_tables, because iptables
-// doesn't show the hook.
+// misplaced returns the built-in chains of the table that are at a wrong hook, or at none. It asks nf_tables, because
+// iptables doesn't show the hook.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err error) {

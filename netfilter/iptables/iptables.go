@@ -46,9 +46,9 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// detectFlavour returns the flavour that the node uses. This is the flavour with chains of kubelet (KEP-3178). If
-// neither has such chains, it is the flavour with more rules of other programs. If both have equally many, it is NFT.
-// detectFlavour returns an error if rules can't be read, or if iptables-save or iptables-restore is missing.
+// detectFlavour returns the flavour that the node uses: the flavour with chains of kubelet (KEP-3178), or NFT if both
+// have such chains. If neither has them, it returns the flavour with more rules of other programs, or NFT if both have
+// equally many. It returns an error if rules can't be read, or if iptables-save or iptables-restore is missing.
 func detectFlavour(ctx context.Context) (Flavour, error) {
 	used, err := usedFlavour(ctx)
 	if err == nil {

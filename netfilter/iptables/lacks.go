@@ -13,9 +13,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
-// it returns a sentence with the kernel's error. If err isn't nil, the trial itself has failed, and weir's needs may
-// all be met.
+// Lacks tries with packets whether the node's iptables and ipset can do what weir needs. It returns a
+// sentence for each rule or type of set that the kernel refuses, or that has no effect. An error means that a thread
+// couldn't leave the trial's network namespace (see probe.Apart). The sentences are right in this case too.
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
@@ -24,7 +24,7 @@ func Lacks(ctx context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
 		for _, f := range families {
-			if len(all) == 0 { // usually both families lack the same, and each search takes time
+			if len(all) == 0 { // usually both families lack the same features, and each search takes time
 				all = lacksIn(ctx, flavour, f)
 			}
 		}
@@ -65,7 +65,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	return lacks
 }
 
-// searchTime limits the search for refused rules, because the starting agent waits for this search.
+// searchTime limits the search for refused rules, and then the removal of the trial. The starting agent waits for both.
 const searchTime = 3 * time.Second
 
 // refusedNeeds tries the trial's rules in groups, and returns a sentence for each rule that the kernel refuses. all is

@@ -161,7 +161,7 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 		defer func() { _ = p.Close() }()
 		for _, s := range p.Sets {
 			h := headerOf(s)
-			h.Marks = s.Role == ruleset.Members // makeTrialSets gives marks to class sets too
+			h.Marks = s.Role == ruleset.Members // makeTrialSets creates class sets with marks
 			tried[typeOf(h)] = true
 		}
 		for line := range strings.Lines(trialCommands(p, true)) {

@@ -113,7 +113,7 @@ type natSeen struct {
 }
 
 // same reports whether the table nat probably has the same rules as at the last reading. It compares only the size, the
-// number of rules and the built-in chains. If the last reading was natEvery ago, same returns false.
+// number of rules and the built-in chains. If the last reading was natEvery or longer ago, same returns false.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {

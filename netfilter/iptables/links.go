@@ -67,8 +67,8 @@ func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	return n
 }
 
-// rules returns the rules that replace r. Where r looks up a divided set, they look up the parts of this set. A rule
-// has at most one divided set.
+// rules returns the rules that replace r. If r looks up a divided set, the returned rules look up the set's parts. A
+// rule looks up at most one divided set.
 func (d divided) rules(r ruleset.Rule) []ruleset.Rule {
 	i := slices.IndexFunc(r.Sets, func(m ruleset.SetMatch) bool { return len(d[m.Name]) > 0 })
 	if i < 0 {
@@ -82,7 +82,7 @@ func (d divided) rules(r ruleset.Rule) []ruleset.Rule {
 		one.Sets[i].Name = name
 		all, matches = append(all, one), append(matches, one.Sets[i])
 	}
-	if r.Sets[i].Not { // one rule for all parts, because no part may have the entry
+	if r.Sets[i].Not { // one rule for all parts: it matches only if no part has the entry
 		r.Sets = slices.Replace(slices.Clone(r.Sets), i, i+1, matches...)
 		return []ruleset.Rule{r}
 	}

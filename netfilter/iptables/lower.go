@@ -107,8 +107,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		if c.Hook != "" {
 			p := places[c.Hook]
 			comment := c.Comment
-			// Only the jump for masquerading has a comment, because only first packets meet it. All packets meet the other
-			// jumps, and the kernel takes time to skip a comment.
+			// Only the jump for masquerading has a comment, because only the first packet of a connection meets this jump.
+			// All packets meet the other jumps, and the kernel takes time to skip a comment.
 			if c.Hook != ruleset.TranslateSource {
 				comment = ""
 			}
@@ -276,7 +276,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // if the set has this half and /0, the comment that sorts first stays
+		default: // if the set has both /0 and this half of it, the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}

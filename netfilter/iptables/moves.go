@@ -61,9 +61,9 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// A packet is checked with the sender's class and with the receiver's class. If only one pod moves, or pods move in
-		// only one direction, no packet meets the old class of one end and the new class of the other. Then the number may
-		// change in one step.
+		// A packet is checked with the sender's class and with the receiver's class. If the rules stay, and only one pod
+		// moves, or pods move in only one direction, no packet meets the old class of one end and the new class of the other.
+		// Then the number may change in one step.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {

@@ -235,7 +235,7 @@ func TestTree(t *testing.T) {
 	for addr, chain := range classes {
 		var own int
 		if _, err := fmt.Sscanf(chain, "WEIR-EG-%d", &own); err != nil {
-			own = 7 // the class returns allows every port
+			own = 7 // this class allows every port
 		}
 		for _, port := range []int{own, own + 1} {
 			if got, want := m.allows(packet(addr, port)), port == own || chain == returns; got != want {
@@ -347,7 +347,7 @@ func TestWithoutNumbers(t *testing.T) {
 		if got.Changed {
 			t.Error("another driver changes something")
 		}
-		for len(got.Left) > 0 { // on a slow machine, an Apply may leave sets for the next one
+		for len(got.Left) > 0 { // on a slow machine, an Apply may leave sets for the next Apply
 			got = mustApply(t, d, want, netfilter.Trust)
 		}
 		t.Setenv("PATH", os.Getenv("PATH"))
@@ -410,7 +410,8 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: to number four times as many new classes takes about four times as long, and not sixteen times.
+// TestManyClasses: numbering 2,000 new classes takes at most nine times as long as numbering 500. It would take sixteen
+// times as long if the time grew with the square of the number of classes.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

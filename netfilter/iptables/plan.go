@@ -18,7 +18,7 @@ type plan struct {
 	create []ruleset.Set // sets to create with their entries; no rule uses these sets yet
 	before []change
 	// across are changes of pods' numbers in one step. Such a change may both allow and deny more. It may happen only
-	// after all changes of before have succeeded.
+	// after all changes in the list before have succeeded.
 	across  []change
 	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
 	blind   []blind
@@ -64,8 +64,8 @@ func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan returns the steps from the state have to the ruleset want. A change of a set that denies more precedes the
-// change of rules. A change of a set that allows more follows the change of rules.
+// makePlan returns the steps from the state have to the ruleset want. Set changes that deny more packets come before
+// the change of rules. Set changes that allow more packets come after it.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)

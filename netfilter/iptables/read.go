@@ -256,9 +256,10 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If that fails, the table counts as unknown, and has only the rules
-// that nf_tables shows. An unknown table of iptables-legacy has no rules. There is one exception: if weir needs no
-// rules of the family, and nf_tables shows no chain of weir's, the table counts as empty.
+// readText reads a table as iptables-save prints it. If that fails, or if other programs have rules in a built-in chain
+// at a wrong hook, the table counts as unknown. An unknown table has only the rules that nf_tables shows, and none with
+// iptables-legacy. There is one exception: if weir needs no rules of the family, and nf_tables shows no chain of
+// weir's, the table counts as empty.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(d.reader, f, name)
 	if err == nil && !there {

@@ -75,7 +75,7 @@ type table struct {
 	misplaced []string
 }
 
-// unknown describes a table that iptables-save can't print. weir's rules can still be written to this table.
+// unknown describes a table that can't be read (see readText). weir's rules can still be written to this table.
 type unknown struct {
 	why     error
 	seen    map[string][]seen

@@ -32,7 +32,7 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 }
 
 // supports reports whether the kernel and iptables support numbers of classes in the family. It makes trials until a
-// trial has a clear result, and remembers this result.
+// trial has a clear result, and remembers this result. If the kernel has a set of numbered pods, it makes no trial.
 //
 // Equivalent to:
 //

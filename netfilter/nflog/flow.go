@@ -64,8 +64,8 @@ func (f Flow) ICMP() bool {
 	return f.EtherType == etherIPv4 && f.Proto == protoICMP || f.EtherType == etherIPv6 && f.Proto == protoICMPv6
 }
 
-// FlowOf reads the headers of a packet. b begins with the IP or ARP header. The result is true if the packet has both
-// addresses.
+// FlowOf reads the headers of a packet. b begins with the IP or ARP header. The second result is true if the packet has
+// both addresses.
 func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	f := Flow{EtherType: etherType}
 	switch etherType {
@@ -84,7 +84,7 @@ func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 }
 
 // InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer IP
-// header. The result is true if the inner packet has both addresses.
+// header. The second result is true if the inner packet has both addresses.
 func InTunnel(etherType uint16, b []byte) (Flow, bool) {
 	outer, ok := FlowOf(etherType, b)
 	if !ok || outer.Proto != protoUDP || outer.DstPort == 0 {

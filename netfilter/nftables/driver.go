@@ -47,7 +47,8 @@ type Driver struct {
 }
 
 // LegacyForward keeps rules in the chains FORWARD of iptables-legacy that drop packets by default. The rules accept
-// pods' packets. Keep looks at a chain only after Forget, or if the rules differ from those of its last call.
+// pods' packets. Keep looks at a chain only after Forget, after a failure, or if the rules differ from those of its
+// last call.
 type LegacyForward interface {
 	// Keep returns true if rules that it had written before were missing.
 	Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool)
@@ -75,7 +76,9 @@ const triesOfAChange = 3
 //
 //   - After a RefusedError, the kernel has the old state, or a state between the old and the new. The caller must leave
 //     the refused parts out of the next ruleset.
-//   - Before it returns another error, Apply closes the pods if the kernel's rules don't check all packets.
+//   - If a transaction fails with another error, Apply tries to close the pods of each family whose rules in the kernel
+//     don't check all packets.
+//   - If Apply can't read weir's tables, it closes no pods.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	var all netfilter.Result
 	if verify == netfilter.Trust {
@@ -287,7 +290,8 @@ func awaitPackets() {
 }
 
 // closeAll is called if a ruleset could not be applied. In each family whose rules in the kernel don't check all
-// packets, it drops all packets of the node's pods, also those of established connections.
+// packets, it drops all packets of the node's pods, also those of established connections. If weir's tables can't be
+// read, it changes nothing.
 //
 // Equivalent to:
 //

@@ -86,7 +86,7 @@ func TestApply(t *testing.T) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // a random state instead of a change of the last
+			s = random() // a random state instead of a change of the last state
 		}
 	}
 	for l := nftnl.Address; l <= nftnl.InnerPair; l++ {
@@ -288,8 +288,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If the rule that logs
-// is missing, the chain counts as damaged.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a rule that logs
+// would-drops is missing, the chain counts as incomplete.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

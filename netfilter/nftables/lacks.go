@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
-// returns a sentence with the kernel's error. An error means that a thread couldn't leave the trial's network namespace
-// (see probe.Apart). The sentences are right in this case too.
+// Lacks tries with packets whether the node's nf_tables can do what weir needs. It returns a sentence for each rule
+// or kind of set that the kernel refuses, or that has no effect. An error means that a thread couldn't leave the
+// trial's network namespace (see probe.Apart). The sentences are right in this case too.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
@@ -114,7 +114,7 @@ func trialBatch(at nftnl.Table, want *table, chosen func(*rule) bool) *nftnl.Bat
 }
 
 // refusedNeeds returns which sets and rules the kernel refuses. The kernel reports only the first refusals of a
-// transaction, so refusedNeeds tries again without the refused parts.
+// transaction, so refusedNeeds tries again without the refused rules.
 func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
 	refused := map[any]bool{}
 	for {
