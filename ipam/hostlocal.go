@@ -17,7 +17,7 @@ import (
 // name is an address, and its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
-// settleTime is how long a file of host-local may exist before the pod has the file's address.
+// settleTime limits the time from the moment when host-local makes a file to the moment when the pod has the address.
 const settleTime = time.Minute
 
 // hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. When such

@@ -265,7 +265,7 @@ func Assignments() (map[netip.Addr]string, error) {
 			continue
 		}
 		owner, err := os.Readlink(filepath.Join(addressesDir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // released since, or no link of weir
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // released meanwhile, or no symbolic link
 			continue
 		}
 		if err != nil {

@@ -404,7 +404,7 @@ func TestParallel(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestRotate compares rotate with a simple version, which rotates a list of all addresses.
+// TestRotate: rotate returns the same addresses in the same order as a simple version that rotates a list of addresses.
 func TestRotate(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {

@@ -72,8 +72,7 @@ func onNodes(t *testing.T, try func(t *testing.T, n *Node, p part)) {
 // part is the part of the work that one node does: one of several parts, which are numbered from 0.
 type part struct{ number, parts uint64 }
 
-// of returns the part's seeds. All parts together have count seeds, beginning with first. A part's seeds are
-// consecutive, so a node enforces the states of consecutive seeds one after the other.
+// of returns the part's seeds, which are consecutive. All parts together have count seeds, beginning with first.
 func (p part) of(first, count uint64) span {
 	return span{first + count*p.number/p.parts, first + count*(p.number+1)/p.parts}
 }

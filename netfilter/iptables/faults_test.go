@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules. To add or change a
-// pod, the driver runs no program. weave-npc ran a program for each change.
+// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules. If pods of other nodes
+// are added, or a pod's labels change, the driver runs no program. weave-npc ran a program for each change.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -35,7 +35,6 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// detect finds out the flavour, if it isn't known yet.
 func (d *Driver) detect(ctx context.Context) (err error) {
 	if d.Flavour == "" {
 		d.Flavour, err = detectFlavour(ctx)

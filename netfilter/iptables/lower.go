@@ -33,7 +33,7 @@ type chain struct {
 	dispatch    []string       // the sets that the rules look up, in order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, the jump must be the first
+// jump is a rule that leads from a built-in chain to one of weir's chains. If first is true, the jump must be the first
 // rule of the built-in chain. In filter FORWARD, it must be directly before the rules that refuse all new connections
 // (refusesAt). If there are no such rules, it must be the last rule there. In nat POSTROUTING, the jump's place doesn't
 // matter.

@@ -254,8 +254,8 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet is compared with few rules of the tree. The method stands accepts the tree's chains as
-// complete.
+// TestTreeIsFlat: even with 3,000 classes, a packet meets on average at most 17 rules of the tree. The method stands
+// accepts the tree's chains as complete.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}

@@ -134,7 +134,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 }
 
 // TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist as soon as the Pod object names this node. So
-// attaching the pod changes only sets. Exceptions are chained pods, and the first pod of a family.
+// attaching the pod changes only sets. Exceptions are chained pods, pods with enforcement off, and the first pod of a
+// family.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -184,7 +185,8 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 }
 
-// TestCloses: plan.closes is false if a change only allows more, and true if a change may deny something.
+// TestCloses: plan.closes is true if a change may deny an established connection. It is false if a change only allows
+// more, or denies only addresses of pods that have ended.
 func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}

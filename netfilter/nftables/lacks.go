@@ -59,11 +59,11 @@ func endTrial(at nftnl.Table) {
 }
 
 // loweredTrial returns the trial's table. It adds rules that no packet of the trial matches, for example about ICMP:
-// the kernel must only accept these rules.
+// the trial checks only that the kernel accepts these rules.
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
 	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
-	pods.Entries = t.Sets[0].Entries // the lowering makes the sets of pairs from these entries
+	pods.Entries = t.Sets[0].Entries // the lowering also makes the sets of address pairs from these entries
 	links := ruleset.Set{Name: f.Set(conf.LinksSet), Kind: ruleset.AddressLinks, Family: f, Role: ruleset.Checked}
 	rules := t.Rules()
 	never := []ruleset.Rule{
