@@ -125,7 +125,7 @@ func change(a netip.Addr, set bool) error {
 	}
 	f, err := os.OpenFile(blockPath(block(a)), flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // all bits are clear already
+		return nil // a block without a file has only clear bits
 	}
 	if err != nil {
 		return fmt.Errorf("bitmap of assigned addresses: %w", err)

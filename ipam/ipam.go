@@ -180,8 +180,8 @@ func AssignExternal(id string, addr netip.Addr) error {
 }
 
 // CheckExternal returns an *AssignedError if AssignExternal would refuse the address. AssignExternal refuses an address
-// that is assigned to another attachment, if weir chose the address for that attachment, or if that attachment's record
-// can't be read: otherwise two pods could have the address. The caller must have endpoint.Lock.
+// of another attachment if weir chose the address for that attachment, or if that attachment's record can't be read.
+// Otherwise two pods could have the address. The caller must have endpoint.Lock.
 func CheckExternal(id string, addr netip.Addr) error {
 	_, err := replaceable(id, addr)
 	return err

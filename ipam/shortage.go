@@ -17,7 +17,7 @@ import (
 )
 
 // shortageFile has the ranges of the last pod that found no free address. The runtime passes the ranges only to the
-// plugin, and the agent reads them here.
+// plugin, so the agent reads them from this file.
 const shortageFile = endpoint.Dir + "/shortage.json"
 
 // ExhaustedError means that no address of the ranges is free. The ranges are all of one family.

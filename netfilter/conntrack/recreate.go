@@ -52,8 +52,8 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 //
 // Equivalent to: conntrack -G KEY
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	// The kernel marks the entry as part of a list. NLM_F_ACK asks for an acknowledgement, which ends this list, so that
-	// Execute returns.
+	// The kernel's answer is marked as a part of a list, so Execute waits for the end of the list. NLM_F_ACK asks for an
+	// acknowledgement, which ends the list.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	for _, a := range c.key() {
 		req.AddData(a)

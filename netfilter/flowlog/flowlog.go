@@ -45,7 +45,7 @@ import (
 
 const (
 	behindPolicies = -149
-	rate, burst    = 2000, 4000 // packets per second, and packets at once
+	rate, burst    = 2000, 4000 // rate in packets per second, burst in packets
 	// stateNew is NF_CT_STATE_BIT(IP_CT_NEW) (include/uapi/linux/netfilter/nf_conntrack_common.h).
 	stateNew = 1 << 3
 	beyond   = "weir: beyond the limit"

@@ -49,7 +49,7 @@ func (h *Handle) newHash() *maphash.Hash {
 }
 
 // addTo adds an attribute of a message to the hash. It leaves out the attributes that each message repeats, because the
-// kernel may divide the same list into another number of messages.
+// kernel may divide the same list into more or fewer messages.
 func addTo(hash *maphash.Hash, kind uint16, value []byte) {
 	if kind != nl.IPSET_ATTR_PROTOCOL && kind != nl.IPSET_ATTR_SETNAME {
 		_, _ = hash.Write(value)

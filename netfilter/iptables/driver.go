@@ -144,7 +144,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	if !p.empty() {
 		before, _ := d.reader.Generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*netfilter.RefusedError)) { // a RefusedError leaves the kernel's state known
+			if !errors.As(err, new(*netfilter.RefusedError)) { // after a RefusedError, the kernel's state is known
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}

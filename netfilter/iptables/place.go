@@ -64,7 +64,7 @@ type parts struct {
 	target     string
 	goes       bool     // true if the rule has -g instead of -j
 	audits     bool     // true if the rule logs what audited policies would drop
-	sets       []string // sets of the conditions without "!"
+	sets       []string // the sets that the rule looks up, except those after "!"
 }
 
 func (r parts) own() bool { return conf.OwnChain(r.target) }

@@ -30,8 +30,9 @@ const (
 	//	N: ret #0
 	honestIPv4 = "21,40 0 0 6,69 18 0 8191,177 0 0 0,80 0 0 0,21 4 0 3,21 3 0 4,21 2 0 11,21 1 0 12,21 11 10 5," +
 		"64 0 0 24,2 0 0 0,64 0 0 20,2 0 0 1,32 0 0 12,97 0 0 0,29 0 4 0,32 0 0 16,97 0 0 1,29 0 1 0,6 0 0 65535,6 0 0 0"
-	// honestIPv6 does for IPv6 what honestIPv4 does for IPv4. It begins with: ldb [6]; jneq #58, N; ldb [40]; jeq #137, N;
-	// jge #128, P. Then it compares the addresses, each in four words: ld [8]; tax; ld [72]; jneq x, N; and so on.
+	// honestIPv6 does for IPv6 what honestIPv4 does for IPv4. It begins with: ldb [6]; jneq #58, N; ldb [40];
+	// jeq #137, N; jge #128, P. Then it compares the addresses, each in four words: ld [8]; tax; ld [72]; jneq x, N;
+	// and so on.
 	honestIPv6 = "39,48 0 0 6,21 0 36 58,48 0 0 40,21 34 0 137,53 32 0 128," +
 		"32 0 0 8,7 0 0 0,32 0 0 72,29 0 29 0,32 0 0 12,7 0 0 0,32 0 0 76,29 0 25 0," +
 		"32 0 0 16,7 0 0 0,32 0 0 80,29 0 21 0,32 0 0 20,7 0 0 0,32 0 0 84,29 0 17 0," +

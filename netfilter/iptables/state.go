@@ -197,7 +197,7 @@ type reading struct {
 }
 
 func newReading(print uint64, was set) *reading {
-	was.reading = nil // otherwise each reading would hold all earlier ones
+	was.reading = nil // otherwise each reading would hold all earlier readings
 	return &reading{print, was}
 }
 
