@@ -109,8 +109,8 @@ func (a *agent) applyOverlay() error {
 	return nil
 }
 
-// countLacks counts missing routes and tunnels as repairs, except those to nodes in refused: these may be missing because
-// the kernel refuses or refused them.
+// countLacks counts missing routes and tunnels as repairs, except those to nodes in refused: these may be missing
+// because the kernel refuses or refused them.
 func (a *agent) countLacks(lacks []overlay.Lack, refused []ruleset.Problem) {
 	var all []repair
 	for _, l := range lacks {
