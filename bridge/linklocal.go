@@ -101,8 +101,7 @@ func askedSet() *nftables.Set {
 //   - Neighbour discovery of other hosts passes, because a router on the bridge may send pods router advertisements.
 //   - Packets from link-local addresses to pods' other addresses pass, because policies are enforced on these packets.
 //   - Packets from the node to its pods always pass. The bridge family doesn't track connections, so the rules
-//     recognise a pod's answers by their contents. Answers are TCP packets with ACK or RST, answers to pings, and UDP
-//     packets of a flow in the set "asked".
+//     recognise answers: TCP packets with ACK or RST, answers to pings, and UDP packets of a flow in the set "asked".
 func linkLocalChains(ports, asked *nftables.Set) []nft.Chain {
 	table := linkLocalTable()
 	accept := nft.Verdict(expr.VerdictAccept, "")
