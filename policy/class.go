@@ -54,7 +54,7 @@ type reusableClass struct {
 
 type class struct {
 	ruleset.Class
-	policies int // the number of policies
+	policies int // for the order of the classes' rules; counts a policy once for each alternative
 	key      string
 	// set and chain are nil if the policies allow nothing, or if the kernel refuses the set.
 	set   *ruleset.Set

@@ -9,7 +9,8 @@ import (
 )
 
 // places says which addresses the pods of each node can have. Programs other than kubelet may write a pod's status. If
-// policy used all addresses in a status, a node could give its own pods the rights of other nodes' pods.
+// policy used all addresses in a status, a node could write its own pod's address into the status of another node's
+// pod. Then its own pod would have the other pod's rights.
 type places struct {
 	nodes map[string]Node
 	self  string

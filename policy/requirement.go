@@ -131,7 +131,7 @@ type liveRequirement struct {
 	asked
 }
 
-// asked remembers whether the crowd that was compared last matches.
+// asked remembers whether the crowd that was compared last meets the requirement.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
 	met   bool

@@ -53,7 +53,7 @@ func TestPrograms(t *testing.T) {
 			bin := t.TempDir()
 			path := filepath.Join(bin, program)
 			build := exec.Command("make", "-C", "../..", "BIN="+bin, path)
-			// Removes the variables of a make that runs this test.
+			// If a make runs this test, the make below must not get its variables.
 			build.Env = append(os.Environ(), "MAKEFLAGS=", "MFLAGS=")
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)

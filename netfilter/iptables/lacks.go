@@ -49,7 +49,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 		return lacks
 	}
 	err = d.once(ctx, f, trialCommands(t, numbers))
-	if err != nil && numbers { // without numbers of classes, weir uses class sets
+	if err != nil && numbers { // weir also works without numbers in set entries
 		err = d.once(ctx, f, trialCommands(t, false))
 	}
 	if err != nil {

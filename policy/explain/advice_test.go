@@ -173,7 +173,8 @@ func TestAdviceOfFaultyPolicies(t *testing.T) {
 	}
 }
 
-// TestAddressOfSeveralPods: if several pods state an address, a note names them. The advice isn't about one of them.
+// TestAddressOfSeveralPods: if several pods have the same address in their status, a note names these pods. The advice
+// is to find out which pod has the address, and not to change one of the pods.
 func TestAddressOfSeveralPods(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{

@@ -45,7 +45,7 @@ func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	last := r.packet()
 	for i := range packets {
 		p := r.packet()
-		if i%3 == 0 { // some packets have the same source and destination as the packet before
+		if i%3 == 0 { // so the index uses what it remembers of the last packet
 			p.Src, p.Dst, p.In, p.Out, p.InPort = last.Src, last.Dst, last.In, last.Out, last.InPort
 		}
 		last = p

@@ -166,8 +166,8 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds the signatures of addresses of one family. It has a map for each length of prefixes, because only
-// few lengths are used.
+// memberTable finds an address's signature, which says in which groups the address is (see signature). It has the
+// networks of one family, in a map for each prefix length, because only a few lengths are used.
 type memberTable struct {
 	family   conf.Family
 	bySize   [129]*byAddress[int32] // the index in networks, by prefix length and first address

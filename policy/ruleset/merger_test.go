@@ -215,7 +215,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 			s.Entries = s.Entries.Without(e.Element)
 		}
 	}
-	if r.IntN(4) == 0 { // an address belongs to another pod in all sets
+	if r.IntN(4) == 0 { // an address moves to another pod, in all sets
 		was, is := r.entry(Addresses), one(r, "ns/x", "ns/y")
 		for i := range peers {
 			if _, ok := peers[i].Entries.Get(was.Element); ok {

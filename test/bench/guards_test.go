@@ -82,8 +82,8 @@ func byMap(n *packetNode) string {
 	return inBridge(chains+leads+"} }", "iif vmap @ports\n"+unusual) + pastTable("inet")
 }
 
-// atLinks has a chain at the ingress hook of each port. This chain sees all of the port's frames. So the layout needs
-// neither a chain in the bridge, nor the table weir-ports for IPv4.
+// atLinks has a chain at the ingress hook of each port. This chain sees all of the port's frames, so the layout needs
+// no chain in the bridge. The measured packets have IPv4, and meet no table weir-ports.
 func atLinks(n *packetNode) string {
 	all := "table netdev weir {\n"
 	for _, p := range n.guardedPorts() {

@@ -73,7 +73,7 @@ func AskAll[T any](
 
 type AskOptions struct {
 	Parallel int
-	// Within is the time for one agent's answer.
+	// Within is the longest time to wait for one agent's answer.
 	Within time.Duration
 }
 

@@ -50,10 +50,10 @@ func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, n
 
 const nobody = 65532
 
-// podObject returns a pod that names its node, so it needs no scheduler. After the time in the parameter named ends,
-// the pod ends by itself.
-func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
-	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())
+// podObject returns a pod that names its node, so it needs no scheduler. The pod ends by itself
+// after the time lifetime.
+func podObject(role string, i int, node, image string, lifetime time.Duration) *corev1.Pod {
+	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(lifetime.Seconds())
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: podName(role, i), Labels: map[string]string{CheckLabel: role, indexLabel: fmt.Sprint(i)},
