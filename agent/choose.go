@@ -190,6 +190,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	defer ticker.Stop()
 	var since time.Time // when the backend in the variable last became the choice; zero while the loop knows the choice
 	var last conf.Backend
+	failed := fmt.Sprint(nil) // the text of the last error, so an error that lasts is logged once
 	for {
 		select {
 		case <-ctx.Done():
@@ -199,6 +200,12 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		now, err := c.choose(ctx, told.Backend, a.status.Load().faults[partKernel] != nil)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if text := fmt.Sprint(err); text != failed {
+			if failed = text; err != nil {
+				a.Log.Warn("it can't be read which backend suits the node; the agent keeps the backend, and tries again",
+					"error", err)
+			}
 		}
 		switch {
 		case err != nil || now == told || now.Backend == "" && told.Backend != "":

@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -92,6 +94,46 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	}
 	if n := together.Load(); n > 0 {
 		t.Errorf("%d times a trial ran while the loop used the kernel, or the reverse", n)
+	}
+}
+
+// TestAChoiceThatFails: it can't be read whether kube-proxy has rules. The agent keeps its backend, and logs the error
+// once, however often it tries.
+func TestAChoiceThatFails(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, b, _ := remembering(t)
+	var text strings.Builder
+	a.Log = slog.New(slog.NewTextHandler(&text, nil))
+	a.Resync, a.SettleChoice = time.Millisecond, time.Millisecond
+	asked := make(chan struct{})
+	for _, name := range []conf.Backend{conf.Iptables, conf.Nftables} {
+		a.Backends = append(a.Backends, BackendKind{Name: name, KubeProxy: func() (bool, error) {
+			asked <- struct{}{}
+			return false, errors.New("no memory")
+		}})
+	}
+	a.use(b, conf.Iptables)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: conf.Iptables}) }()
+	for range 5 {
+		receive(t, asked)
+	}
+	cancel()
+	for ended := false; !ended; {
+		select {
+		case <-asked:
+		case err := <-done:
+			if ended = true; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if n := strings.Count(text.String(), "no memory"); n != 1 {
+		t.Errorf("%d lines with the error:\n%s", n, text.String())
 	}
 }
 
