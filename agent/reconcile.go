@@ -48,7 +48,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).reachNodes,
 	(*round).reportProblems, // this time with the problems that reachNodes has found
 	(*round).bringUpLinks,
-	// bringUpLinks marks pods as enrolled, so it comes before this step.
+	// publishAddresses publishes only enrolled pods, and bringUpLinks marks pods as enrolled.
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,

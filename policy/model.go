@@ -118,7 +118,7 @@ type HostPort struct {
 	Port, Target uint16
 }
 
-// NamedPort is a named port of one pod, with its number.
+// NamedPort is a container port that policies can name. Pods may have different numbers under the same name.
 type NamedPort struct {
 	Name   string
 	Proto  ruleset.Protocol

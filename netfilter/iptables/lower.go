@@ -107,8 +107,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		if c.Hook != "" {
 			p := places[c.Hook]
 			comment := c.Comment
-			// Only the jump for masquerading has a comment, because only the first packet of a connection meets this jump.
-			// All packets meet the other jumps, and the kernel takes time to skip a comment.
+			// Only the jump for masquerading has a comment, because only the first packet of a connection comes to this jump.
+			// All packets come to the other jumps, and a comment is one more match for the kernel.
 			if c.Hook != ruleset.TranslateSource {
 				comment = ""
 			}
@@ -182,7 +182,7 @@ func lowerChain(
 	one := func(rule ruleset.Rule) (lines []string) {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
-			// Nearly every packet meets this rule, and the kernel takes time to skip a comment.
+			// Nearly every packet comes to this rule, and a comment is one more match for the kernel.
 			rule.Comment = ""
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"

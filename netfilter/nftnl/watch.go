@@ -20,8 +20,8 @@ type Change struct {
 
 // Watch calls the function heard for every generation (change number) of nf_tables until ctx ends. concerned is true if
 // the function concerns returns true for one of the transaction's changes. The first call comes at once, with the
-// present generation and concerned true. Generation 0 means that messages were lost. New chains and changes of sets
-// don't count as changes.
+// present generation and concerned true. Generation 0 means that messages were lost, or in the first call that the
+// kernel has no nf_tables. New chains and changes of sets don't count as changes.
 //
 // Equivalent to: nft monitor
 func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {

@@ -7,8 +7,8 @@ type Bounds struct {
 	// Sets is how many sets may be looked up one by one. So few look-ups take little time, and classes of pods share
 	// single sets, but not merged sets.
 	Sets int
-	// Large is the size above which a set counts as large. The largest of the large sets are not merged, as long as the
-	// rules need no more than Sets look-ups.
+	// Large is the number of entries above which a set is large. Large sets stay single, the largest first, until the
+	// single and the merged sets together need Sets look-ups. The other large sets are merged.
 	Large int
 	// Lists is how many lists of ports may be compared one by one, because so few comparisons take little time.
 	Lists int

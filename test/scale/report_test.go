@@ -107,10 +107,18 @@ func (r *runs) perPod(agent string) string {
 		thousands(large), figure(kib))
 }
 
-func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
+// columnsTable returns a table with a column for each size of the cluster. Ratios have no unit, so a table of ratios
+// leaves out the units in the rows' names.
+func (r *runs) columnsTable(
+	rows []string, ratios bool, cell func(row string, pods int) string, more ...string,
+) string {
 	var b strings.Builder
 	sizes, _ := r.columns()
-	b.WriteString("| |")
+	head := ""
+	if ratios {
+		head = "ratio"
+	}
+	fmt.Fprintf(&b, "| %s |", head)
 	for _, s := range sizes {
 		fmt.Fprintf(&b, " %s pods |", thousands(s))
 	}
@@ -119,7 +127,11 @@ func (r *runs) columnsTable(rows []string, cell func(row string, pods int) strin
 	}
 	b.WriteString("\n|---|" + strings.Repeat("---|", len(sizes)+len(more)) + "\n")
 	for _, row := range rows {
-		fmt.Fprintf(&b, "| %s |", row)
+		name := row
+		if ratios {
+			name = withoutUnit(row)
+		}
+		fmt.Fprintf(&b, "| %s |", name)
 		for _, s := range sizes {
 			fmt.Fprintf(&b, " %s |", cell(row, s))
 		}
@@ -131,8 +143,15 @@ func (r *runs) columnsTable(rows []string, cell func(row string, pods int) strin
 	return b.String()
 }
 
+func withoutUnit(row string) string {
+	for _, unit := range []string{", ms", ", s", ", MB", ", % of a core"} {
+		row = strings.TrimSuffix(row, unit)
+	}
+	return row
+}
+
 func (r *runs) table(agent string) string {
-	return r.columnsTable(r.rows(), func(row string, pods int) string {
+	return r.columnsTable(r.rows(), false, func(row string, pods int) string {
 		x := r.get(agent, pods, row)
 		if x == nil {
 			return ""
@@ -146,7 +165,7 @@ func (r *runs) table(agent string) string {
 }
 
 func (r *runs) ratios(agent string) string {
-	return r.columnsTable(r.growing(), func(row string, pods int) string {
+	return r.columnsTable(r.growing(), true, func(row string, pods int) string {
 		reference := r.get(agent, r.Reference, row)
 		switch x := r.get(agent, pods, row); {
 		case pods == 0:
@@ -160,7 +179,7 @@ func (r *runs) ratios(agent string) string {
 }
 
 func (r *runs) compared(agent, to string) string {
-	return r.columnsTable(r.growing(), func(row string, pods int) string {
+	return r.columnsTable(r.growing(), true, func(row string, pods int) string {
 		x, y := r.get(agent, pods, row), r.get(to, pods, row)
 		if x == nil || y == nil {
 			return ""

@@ -30,7 +30,7 @@ type Check struct {
 	Image string
 	// World is a host and port outside of the cluster. It may be empty.
 	World string
-	// Parallel bounds how many pods are asked at the same time.
+	// Parallel bounds how many pods run their probes at the same time.
 	Parallel int
 	// Ends is how long the check may take. Its pods end by themselves a minute later.
 	Ends  time.Duration
