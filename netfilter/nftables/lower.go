@@ -55,9 +55,9 @@ type chain struct {
 	uses    []string    // names of the sets of ports, and of the sets of address pairs, that the rules use
 }
 
-// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, like
-// iptables' table mangle. So with both backends, a packet meets weir's rules and other programs' rules in the same
-// order. The hook AcceptForwarded is missing here, because accept.go writes the rules for it.
+// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have the priority (-150) that
+// their rules have with the backend iptables. So with both backends, a packet meets weir's rules and other programs'
+// rules in the same order. The hook AcceptForwarded is missing here, because accept.go writes the rules for it.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},

@@ -15,8 +15,8 @@ const backend = "netfilter/iptables"
 
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: only the backend iptables and tests have iptables' words in strings and names. All code may have
-// these words in comments.
+// TestWordsOfIptables: only the backend iptables and tests have iptables' words in strings, names and the prose of
+// comments. All code may have these words in the commands after a comment's line "Equivalent to:".
 func TestWordsOfIptables(t *testing.T) {
 	var code []goFile
 	for _, f := range tree(t) {
@@ -42,21 +42,41 @@ func iptablesWords(code []goFile) (wrong []string) {
 			case *ast.Ident:
 				text = n.Name
 			}
-			if w := itsWords.FindString(text); w != "" {
-				wrong = append(wrong, fmt.Sprintf("%s: %q is a word of iptables', in a package beside %s", f.at(n), w, backend))
+			if text != "" {
+				wrong = append(wrong, itsWord(f.at(n), text)...)
 			}
 			return true
 		})
+		for _, comment := range f.ast.Comments {
+			prose := true
+			for _, line := range comment.List {
+				prose = prose && !strings.HasPrefix(line.Text, "// Equivalent to")
+				if prose {
+					wrong = append(wrong, itsWord(f.at(line), line.Text)...)
+				}
+			}
+		}
 	}
 	return wrong
+}
+
+func itsWord(at, text string) []string {
+	w := itsWords.FindString(text)
+	if w == "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: %q is a word of iptables', in a package beside %s", at, w, backend)}
 }
 
 func TestWordsOfIptablesFindsThem(t *testing.T) {
 	source := []byte(`package a
 
-// iptables -t mangle -A WEIR -j DROP
+// a is a rule.
+//
+// Equivalent to: iptables -t mangle -A WEIR -j DROP, and
+// the same in table mangle
 var (
-	a, mangled = "-A x -j y", "" // -t mangle
+	a, mangled = "-A x -j y", "" // of table mangle
 	c          = "--matches"
 	d          = "" +
 		"--match-set x"
@@ -64,7 +84,8 @@ var (
 `)
 	wants(t, iptablesWords([]goFile{
 		parse(t, file{"a/a.go", source}), parse(t, file{backend + "/a.go", source}),
-	}), `a/a.go:5: "mangle" is a word of iptables', in a package beside netfilter/iptables`,
-		`a/a.go:5: "-j " is a word of iptables', in a package beside netfilter/iptables`,
-		`a/a.go:8: "--match-set" is a word of iptables', in a package beside netfilter/iptables`)
+	}), `a/a.go:8: "mangle" is a word of iptables', in a package beside netfilter/iptables`,
+		`a/a.go:8: "-j " is a word of iptables', in a package beside netfilter/iptables`,
+		`a/a.go:11: "--match-set" is a word of iptables', in a package beside netfilter/iptables`,
+		`a/a.go:8: "mangle" is a word of iptables', in a package beside netfilter/iptables`)
 }
