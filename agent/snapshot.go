@@ -12,9 +12,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// A snapshot is the node's endpoints and their ruleset. It never changes, so any goroutine may read it.
+// A snapshot is the node's endpoints and their ruleset. It never changes, so any goroutine may read it. The cluster's
+// objects stay in the engine, which changes them in place: a copy in each snapshot would cost too much. So other
+// goroutines ask the loop for these objects (stateWanted).
 type snapshot struct {
-	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
 	// compiled is the ruleset before sets were merged. Both rulesets give the same verdicts.
@@ -54,7 +55,7 @@ func (a *agent) compile() *snapshot {
 
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
-	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}
+	next := &snapshot{endpoints: records.attached}
 	next.nodes, next.delta = a.cluster.nodes.accepted, a.snapshots.target.Load().delta
 	for _, l := range a.cluster.lookups {
 		next.lookups = append(next.lookups, l.pod)
