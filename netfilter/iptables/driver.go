@@ -166,9 +166,9 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	}
 	next := have.after(p, want, r.Left)
 	for e := range refused {
-		held := next.sets[e.Set]
-		held.entries = held.entries.Without(e.Element)
-		next.sets[e.Set] = held
+		had := next.sets[e.Set]
+		had.entries = had.entries.Without(e.Element)
+		next.sets[e.Set] = had
 	}
 	if d.have = &next; part {
 		d.have = nil

@@ -18,14 +18,14 @@ import (
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
-) (held netfilter.Inspection, err error) {
+) (all netfilter.Inspection, err error) {
 	flavour := d.detected.Load()
 	if flavour == nil {
-		return held, errors.New("the agent doesn't know yet which iptables the node uses")
+		return all, errors.New("the agent doesn't know yet which iptables the node uses")
 	}
 	sets, err := ipset.New()
 	if err != nil {
-		return held, err
+		return all, err
 	}
 	own := newDriver(sets)
 	own.Flavour = *flavour
@@ -34,25 +34,25 @@ func (d *Driver) Inspect(
 	defer cancel()
 	k, err := own.inspected(ctx, want, packets)
 	if err != nil {
-		return held, err
+		return all, err
 	}
 	for _, f := range conf.Families {
 		if t, read := k.have.tables[f][checks]; read && t.unknown != nil {
-			held.Unread = t.unknown.why.Error()
+			all.Unread = t.unknown.why.Error()
 		} else if read {
-			held.Wrong = append(held.Wrong, own.wrongRules(f, t, k.want)...)
+			all.Wrong = append(all.Wrong, own.wrongRules(f, t, k.want)...)
 		}
 	}
 	var missing map[string]bool
-	held.Ruleset, missing, err = k.heldBy(want, packets)
+	all.Ruleset, missing, err = k.inKernel(want, packets)
 	for _, s := range want.Sets {
 		for _, part := range partsOf(s) {
 			if missing[part.Name] {
-				held.Wrong = append(held.Wrong, fmt.Sprintf("the set %s is missing", part.Name))
+				all.Wrong = append(all.Wrong, fmt.Sprintf("the set %s is missing", part.Name))
 			}
 		}
 	}
-	return held, err
+	return all, err
 }
 
 type inspected struct {
@@ -127,7 +127,7 @@ func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []stri
 	return wrong
 }
 
-func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
+func (k inspected) inKernel(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
 	var questions []ipset.Question
 	entries := make([][]ruleset.Entry, len(want.Sets))
 	at := []int{}
@@ -156,10 +156,10 @@ func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (rules
 			entries[at[q]] = append(entries[at[q]], ruleset.Entry{Element: element(questions[q].Entry)})
 		}
 	}
-	held := want
-	held.Sets = slices.Clone(want.Sets)
-	for i := range held.Sets {
-		held.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
+	all := want
+	all.Sets = slices.Clone(want.Sets)
+	for i := range all.Sets {
+		all.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
 	}
-	return held, missing, nil
+	return all, missing, nil
 }

@@ -45,15 +45,15 @@ func testInspect(t *testing.T, f Flavour) {
 				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // a named port has this number
 			}
 		}
-		held, err := d.Inspect(t.Context(), want, packets)
-		if err != nil || held.Unread != "" || len(held.Wrong) > 0 {
-			t.Fatalf("round %d: %v, %q, %q", i, err, held.Unread, held.Wrong)
+		inspected, err := d.Inspect(t.Context(), want, packets)
+		if err != nil || inspected.Unread != "" || len(inspected.Wrong) > 0 {
+			t.Fatalf("round %d: %v, %q, %q", i, err, inspected.Unread, inspected.Wrong)
 		}
 		for _, p := range packets {
 			expected, _, err := want.Trace(p)
-			got, _, errHeld := held.Ruleset.Trace(p)
-			if err != nil || errHeld != nil || got != expected {
-				t.Fatalf("round %d: %+v passes: %v, and with what the kernel holds %v (%v, %v)", i, p, expected, got, err, errHeld)
+			got, _, errKernel := inspected.Ruleset.Trace(p)
+			if err != nil || errKernel != nil || got != expected {
+				t.Fatalf("round %d: %+v passes: %v, and with the kernel's sets %v (%v, %v)", i, p, expected, got, err, errKernel)
 			}
 			if !expected {
 				dropped++
@@ -65,8 +65,8 @@ func testInspect(t *testing.T, f Flavour) {
 	}
 	family := conf.FamilyOf(packets[0].Dst)
 	nodetest.Run(t, strings.TrimSuffix(f.program(family), "-save"), "-t", "mangle", "-F", conf.IngressChain)
-	held, err := d.Inspect(t.Context(), want, packets)
-	if err != nil || !strings.Contains(strings.Join(held.Wrong, " "), conf.IngressChain) {
-		t.Errorf("a flushed chain: %q, %v", held.Wrong, err)
+	inspected, err := d.Inspect(t.Context(), want, packets)
+	if err != nil || !strings.Contains(strings.Join(inspected.Wrong, " "), conf.IngressChain) {
+		t.Errorf("a flushed chain: %q, %v", inspected.Wrong, err)
 	}
 }

@@ -30,12 +30,12 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 	moving := map[ruleset.Element]bool{}
 	directions := map[string]bool{}
 	for _, s := range sets {
-		held, exists := have.sets[s.Name]
-		if !exists || held.kind != s.Kind {
+		had, exists := have.sets[s.Name]
+		if !exists || had.kind != s.Kind {
 			continue // this set is created with all its entries
 		}
 		d := numbersBefore(have, f, s, want)
-		for c := range held.entries.Diff(s.Entries) {
+		for c := range had.entries.Diff(s.Entries) {
 			del := change{set: s.Name, Entry: ruleset.Entry{Element: c.Key}, del: true}
 			add := change{set: s.Name, Entry: ruleset.Entry{Element: c.Key, Comment: c.Now}}
 			switch {

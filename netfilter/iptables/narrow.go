@@ -40,14 +40,14 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 		}
 	}
 	for _, s := range changed {
-		held := have.sets[s.Name]
-		held.entries = s.Entries
+		had := have.sets[s.Name]
+		had.entries = s.Entries
 		for e := range refused {
 			if e.Set == s.Name {
-				held.entries = held.entries.Without(e.Element)
+				had.entries = had.entries.Without(e.Element)
 			}
 		}
-		have.sets[s.Name] = held
+		have.sets[s.Name] = had
 	}
 	d.have, d.fresh = have, false
 	result = netfilter.Result{Changed: len(dels)+len(adds)-len(refused) > 0, Closes: len(dels) > 0, Left: d.left}

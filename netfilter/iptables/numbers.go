@@ -125,13 +125,13 @@ func assign(was *numbering, members ruleset.Entries, classes []class) (now *numb
 
 type assignment struct {
 	numbering
-	was     *numbering
-	members ruleset.Entries
-	classes []class
-	held    map[int][]ruleset.Element // members by number; nil until holders is called
-	with    func(ruleset.Element) *class
-	wanted  map[string]bool // names of the classes' chains
-	next    map[int]string  // results of findSuccessor
+	was      *numbering
+	members  ruleset.Entries
+	classes  []class
+	byNumber map[int][]ruleset.Element // nil until membersByNumber is called
+	with     func(ruleset.Element) *class
+	wanted   map[string]bool // names of the classes' chains
+	next     map[int]string  // results of findSuccessor
 }
 
 func (a *assignment) keep() {
@@ -156,7 +156,7 @@ func (a *assignment) keep() {
 		}
 		return
 	}
-	held := a.holders()
+	members := a.membersByNumber()
 	// The numbers of classes that still exist come first.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
@@ -164,7 +164,7 @@ func (a *assignment) keep() {
 		}
 		return 1
 	}
-	numbers := slices.SortedFunc(maps.Keys(held), func(x, y int) int { return cmp.Or(rank(x)-rank(y), x-y) })
+	numbers := slices.SortedFunc(maps.Keys(members), func(x, y int) int { return cmp.Or(rank(x)-rank(y), x-y) })
 	numbers = append(numbers, slices.Sorted(maps.Keys(a.was.leaves))...)
 	for _, n := range numbers {
 		target := a.successor(n)
@@ -173,7 +173,7 @@ func (a *assignment) keep() {
 		}
 		// A number that no pod has is dropped if its class has another number. But if the classes are as before, the number
 		// of a former class stays, so that no rule changes only for this number.
-		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
+		if len(members[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}
 		a.leaves[n] = target
@@ -183,15 +183,15 @@ func (a *assignment) keep() {
 	}
 }
 
-func (a *assignment) holders() map[int][]ruleset.Element {
-	if a.held == nil {
-		a.held = map[int][]ruleset.Element{}
+func (a *assignment) membersByNumber() map[int][]ruleset.Element {
+	if a.byNumber == nil {
+		a.byNumber = map[int][]ruleset.Element{}
 		for e := range a.members.All() {
 			n, _ := splitNumber(e.Comment)
-			a.held[n] = append(a.held[n], e.Element)
+			a.byNumber[n] = append(a.byNumber[n], e.Element)
 		}
 	}
-	return a.held
+	return a.byNumber
 }
 
 func (a *assignment) successor(number int) string {
@@ -207,7 +207,7 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	if was := a.was.leaves[number]; a.wanted[was] {
 		return was
 	}
-	for _, e := range a.holders()[number] {
+	for _, e := range a.membersByNumber()[number] {
 		switch c := a.with(e); {
 		case c == nil: // the pod has ended or is closed
 		case target != "" && target != c.target:
@@ -223,7 +223,7 @@ func (a *assignment) findSuccessor(number int) (target string) {
 // nearly always gets the same number again. This helps if another program restores old rules: these rules then lead
 // pods to the right class.
 func (a *assignment) free(target string) int {
-	held := a.holders()
+	members := a.membersByNumber()
 	const first, count = openClass + 1, maxNumber - openClass
 	begin := uint32(0)
 	if target != conf.IngressClassChains+closedClass && target != conf.EgressClassChains+closedClass {
@@ -233,7 +233,7 @@ func (a *assignment) free(target string) int {
 	}
 	for i := range uint32(count) {
 		n := first + int((begin+i)%count)
-		if a.leaves[n] == "" && a.was.leaves[n] == "" && len(held[n]) == 0 {
+		if a.leaves[n] == "" && a.was.leaves[n] == "" && len(members[n]) == 0 {
 			return n
 		}
 	}

@@ -190,11 +190,11 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	}
 	open := openClasses{old: have.tables[f][checks].rules, want: want, family: f, chain: chain}
 	for _, s := range sets {
-		held, exists := have.sets[s.Name]
+		had, exists := have.sets[s.Name]
 		if !exists {
 			continue // this set is created with all its entries
 		}
-		adds, dels := diff(held, s)
+		adds, dels := diff(had, s)
 		for _, c := range adds {
 			from := old[c.Element]
 			// While the pod is in the sets of both classes, the rule of the old class counts, because this rule comes first. The

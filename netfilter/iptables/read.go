@@ -66,13 +66,13 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	for _, f := range conf.Families {
-		holds := d.have.tables[f].holds()
-		if d.wanted[f] && !holds { // the tables of this family may never have been read
+		mayHave := d.have.tables[f].mayHaveChains()
+		if d.wanted[f] && !mayHave { // the tables of this family may never have been read
 			d.have.tables[f] = d.readTables(ctx, f, d.have)
 			continue
 		}
 		for _, name := range tablesUsed {
-			if d.have.tables[f][name].unknown != nil || (holds && verify == netfilter.Rules && name == checks) {
+			if d.have.tables[f][name].unknown != nil || (mayHave && verify == netfilter.Rules && name == checks) {
 				d.have.tables[f][name] = d.readTable(ctx, f, name, d.have)
 			}
 		}
@@ -173,10 +173,10 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 
 func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
-	if d.wanted[f] || before == nil || before.tables[f].holds() {
+	if d.wanted[f] || before == nil || before.tables[f].mayHaveChains() {
 		all = d.readTables(ctx, f, before)
 	}
-	if !d.wanted[f] && !all.holds() {
+	if !d.wanted[f] && !all.mayHaveChains() {
 		return tables{}
 	}
 	return all

@@ -23,13 +23,13 @@ func (s state) only(families []conf.Family, want *lowered) state {
 		of[w.Name] = w.Family
 	}
 	part := state{sets: map[string]set{}}
-	for name, held := range s.sets {
+	for name, had := range s.sets {
 		f, wanted := of[name]
 		if !wanted {
-			f = held.family
+			f = had.family
 		}
 		if slices.Contains(families, f) {
-			part.sets[name] = held
+			part.sets[name] = had
 		}
 	}
 	for _, f := range families {
@@ -38,7 +38,7 @@ func (s state) only(families []conf.Family, want *lowered) state {
 	return part
 }
 
-func (t tables) holds() bool {
+func (t tables) mayHaveChains() bool {
 	for _, name := range tablesUsed {
 		if t[name].unknown != nil {
 			return true
@@ -197,7 +197,7 @@ type reading struct {
 }
 
 func newReading(print uint64, was set) *reading {
-	was.reading = nil // otherwise each reading would hold all earlier readings
+	was.reading = nil // otherwise each reading would keep all earlier readings
 	return &reading{print, was}
 }
 

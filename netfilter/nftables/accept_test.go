@@ -145,15 +145,15 @@ func TestForwardAcceptsChainedPods(t *testing.T) {
 	}
 }
 
-// TestOthersThatDropAreNoted: a note names the chain of another program that drops packets which weir allows. When the
+// TestNotesOfOthersThatDrop: a note names the chain of another program that drops packets which weir allows. When the
 // chain accepts pods, the note is gone.
-func TestOthersThatDropAreNoted(t *testing.T) {
+func TestNotesOfOthersThatDrop(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	d := driver(t)
 	want := policy.Compile(policytest.DualStack())
-	noted := func() (all string) {
+	noteText := func() (all string) {
 		for _, n := range mustApply(t, d, want, netfilter.All).Notes {
 			all += n.About + ": " + n.Message + "\n"
 		}
@@ -185,12 +185,12 @@ func TestOthersThatDropAreNoted(t *testing.T) {
 		},
 	} {
 		nodetest.Run(t, "nft", tc.rules)
-		if all := noted(); !strings.Contains(all, tc.names) || (all == "") != (tc.names == "") {
-			t.Errorf("%s: noted %q", tc.rules, all)
+		if all := noteText(); !strings.Contains(all, tc.names) || (all == "") != (tc.names == "") {
+			t.Errorf("%s: the notes are %q", tc.rules, all)
 		}
 		nodetest.Run(t, "nft", tc.mends)
-		if all := noted(); all != "" {
-			t.Errorf("%s: still noted %q", tc.mends, all)
+		if all := noteText(); all != "" {
+			t.Errorf("%s: the notes are still %q", tc.mends, all)
 		}
 	}
 }

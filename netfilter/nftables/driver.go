@@ -332,7 +332,7 @@ func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	return errors.Join(errs...)
 }
 
-func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
+func closing(f conf.Family, have kernelTable, want *table, sets bool) *nftnl.Batch {
 	b, t := &nftnl.Batch{}, tables[f]
 	if have.exists && have.mustBeMadeAnew(want) {
 		b.DeleteTable(t)

@@ -391,7 +391,7 @@ func TestClosingWithoutSets(t *testing.T) {
 	}
 	want := new(lowering).lower(policy.Compile(s))
 	for _, f := range conf.Families {
-		if err := closing(f, newHeld(), want[f], false).Commit(); err != nil {
+		if err := closing(f, newKernelTable(), want[f], false).Commit(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -33,23 +33,23 @@ func (d *Driver) Inspect(
 		}
 		all.Wrong = append(all.Wrong, have[f].wrong(l[f])...)
 	}
-	all.Ruleset, err = heldBy(want, l, packets)
+	all.Ruleset, err = inKernel(want, l, packets)
 	return all, err
 }
 
-func (h held) wrong(want *table) (wrong []string) {
+func (k kernelTable) wrong(want *table) (wrong []string) {
 	name := fmt.Sprintf("the table %s %s", (&statement{family: want.family}).ip(), tableName)
-	if !h.exists {
+	if !k.exists {
 		return []string{name + " is missing"}
 	}
-	if h.off {
+	if k.off {
 		wrong = append(wrong, name+" is switched off")
 	}
-	for _, c := range h.misplaced {
+	for _, c := range k.misplaced {
 		wrong = append(wrong, fmt.Sprintf("the chain %s of %s is at another hook", c, name))
 	}
 	for _, c := range want.chains {
-		had, ok := h.chains[c.Name]
+		had, ok := k.chains[c.Name]
 		switch {
 		case !ok:
 			wrong = append(wrong, fmt.Sprintf("the chain %s of %s is missing", c.Name, name))
@@ -58,14 +58,14 @@ func (h held) wrong(want *table) (wrong []string) {
 		}
 	}
 	for _, s := range want.sets {
-		if had, ok := h.sets[s.Name]; !ok || had.unknown || had.layout != s.Layout {
+		if had, ok := k.sets[s.Name]; !ok || had.unknown || had.layout != s.Layout {
 			wrong = append(wrong, fmt.Sprintf("the set %s is missing", s.Name))
 		}
 	}
 	return wrong
 }
 
-func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
+func inKernel(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
 	var questions []nftnl.Question
 	type place struct {
 		set     int // index in want.Sets
@@ -102,12 +102,12 @@ func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.
 		}
 		entries[at.set] = append(entries[at.set], ruleset.Entry{Element: at.element})
 	}
-	held := want
-	held.Sets = slices.Clone(want.Sets)
-	for i := range held.Sets {
-		held.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
+	all := want
+	all.Sets = slices.Clone(want.Sets)
+	for i := range all.Sets {
+		all.Sets[i].Entries = ruleset.EntriesOf(entries[i]...)
 	}
-	return held, nil
+	return all, nil
 }
 
 func in(t *table, s ruleset.Set) (set, bool) {

@@ -34,8 +34,8 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (want lowered, ok bool) {
 		return want, false
 	}
 	for _, f := range conf.Families {
-		if h := d.have[f]; h.exists {
-			if want[f] = (&table{family: f, partial: true}); h.off || len(h.misplaced) > 0 || h.isOdd() {
+		if k := d.have[f]; k.exists {
+			if want[f] = (&table{family: f, partial: true}); k.off || len(k.misplaced) > 0 || k.isOdd() {
 				return want, false
 			}
 		}

@@ -67,7 +67,7 @@ func makePlan(have state, want lowered, alone bool) *plan {
 			p.table(have[f], want[f])
 		case have[f].exists:
 			p.batch.DeleteTable(tables[f])
-			p.next[f], p.rules, p.closes, p.onlyCloses = newHeld(), true, true, false
+			p.next[f], p.rules, p.closes, p.onlyCloses = newKernelTable(), true, true, false
 		}
 	}
 	if !p.onlyCloses {
@@ -76,20 +76,20 @@ func makePlan(have state, want lowered, alone bool) *plan {
 	return p
 }
 
-func (p *plan) table(have held, want *table) {
+func (p *plan) table(have kernelTable, want *table) {
 	f := want.family
 	at := tables[f]
 	strays := p.straysIn(have, want)
 	p.adds[f] = want.partial && have.exists
 	if have.exists && have.mustBeMadeAnew(want) {
 		p.batch.DeleteTable(at)
-		have, p.adds[f] = newHeld(), false
+		have, p.adds[f] = newKernelTable(), false
 	}
 	if !have.exists {
-		have = newHeld() // the table is made anew, so its old content doesn't count
+		have = newKernelTable() // the table is made anew, so its old content doesn't count
 	}
-	next := held{
-		exists: true, sets: make(map[string]heldSet, len(want.sets)),
+	next := kernelTable{
+		exists: true, sets: make(map[string]kernelSet, len(want.sets)),
 		chains: make(map[string]nftnl.Rules, len(want.chains)),
 	}
 	if !have.exists || have.off {
@@ -121,14 +121,14 @@ func (p *plan) table(have held, want *table) {
 
 // mustBeMadeAnew reports whether the table must be deleted and made anew, because a chain has a wrong hook or policy,
 // or a set has a wrong type.
-func (h held) mustBeMadeAnew(want *table) bool {
-	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
-		had, ok := h.sets[s.Name]
+func (k kernelTable) mustBeMadeAnew(want *table) bool {
+	return len(k.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
+		had, ok := k.sets[s.Name]
 		return ok && (had.unknown || had.layout != s.Layout)
 	})
 }
 
-func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
+func (p *plan) straysIn(have kernelTable, want *table) (strays []ruleset.Entry) {
 	pods, ok := want.find(want.family.Set(conf.PodsSet))
 	if !ok {
 		return nil
@@ -142,10 +142,10 @@ func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	return strays
 }
 
-func (p *plan) elements(have held, want *table, s set, strays []ruleset.Entry) heldSet {
+func (p *plan) elements(have kernelTable, want *table, s set, strays []ruleset.Entry) kernelSet {
 	at := tables[want.family]
 	had := have.sets[s.Name]
-	next := heldSet{layout: s.Layout, entries: s.entries}
+	next := kernelSet{layout: s.Layout, entries: s.entries}
 	var adds, dels []nftnl.Element
 	if had.odd {
 		p.batch.FlushSet(at, s.Name)
@@ -166,7 +166,7 @@ func (p *plan) elements(have held, want *table, s set, strays []ruleset.Entry) h
 		if s.role == ruleset.Members {
 			denies = d.Had && (!d.Has || !within(have, want, target(d.Was), target(d.Now)))
 		}
-		p.note(s.role, d.Key, denies && !slices.Contains(p.strays, d.Key.Prefix.Addr()), d.Had && !d.Has)
+		p.record(s.role, d.Key, denies && !slices.Contains(p.strays, d.Key.Prefix.Addr()), d.Had && !d.Has)
 	}
 	if s.role == ruleset.Attached {
 		for _, e := range strays {
@@ -185,7 +185,7 @@ func (p *plan) elements(have held, want *table, s set, strays []ruleset.Entry) h
 	return next
 }
 
-func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
+func (p *plan) record(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
 	switch {
 	case role == ruleset.Members:
 		p.onlyCloses, p.closes = false, p.closes || denies
@@ -200,7 +200,7 @@ func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
 // within reports whether the old chain (was) certainly allows no more than the new chain (now). An empty name stands
 // for no chain, which allows everything.
-func within(have held, want *table, was, now string) bool {
+func within(have kernelTable, want *table, was, now string) bool {
 	if was == now || now == "" {
 		return true
 	}
@@ -224,7 +224,7 @@ func within(have held, want *table, was, now string) bool {
 	return have.chains[was].Drops
 }
 
-func (p *plan) chain(have held, f conf.Family, c chain) {
+func (p *plan) chain(have kernelTable, f conf.Family, c chain) {
 	had, exists := have.chains[c.Name]
 	if exists && slices.Equal(had.Sums, c.written.Sums) {
 		return
@@ -240,7 +240,7 @@ func (p *plan) chain(have held, f conf.Family, c chain) {
 	}
 }
 
-func (p *plan) remove(have held, want *table) {
+func (p *plan) remove(have kernelTable, want *table) {
 	at := tables[want.family]
 	wanted := map[string]bool{}
 	for _, c := range want.chains {

@@ -31,23 +31,23 @@ func (d *Driver) Read(context.Context) error {
 	d.known = nftnl.KnownChanges{ReadAt: now}
 	var next state
 	for _, f := range conf.Families {
-		var was held
+		var was kernelTable
 		if before != nil {
 			was = before[f]
 		}
-		h, err := d.readTable(f)
+		k, err := d.readTable(f)
 		if err != nil {
 			return err
 		}
-		if h.exists {
-			if err := d.readSets(f, &h, was); err != nil {
+		if k.exists {
+			if err := d.readSets(f, &k, was); err != nil {
 				return err
 			}
 		}
-		next[f] = h
+		next[f] = k
 	}
 	d.have, d.fresh = &next, true
-	d.notePods()
+	d.rememberPods()
 	if after, _ := d.reader.Generation(); after == now {
 		d.knownAt = now
 	}
@@ -81,74 +81,74 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	return nil
 }
 
-func (d *Driver) notePods() {
+func (d *Driver) rememberPods() {
 	for _, f := range conf.Families {
 		d.pods[f] = d.have[f].sets[f.Set(conf.PodsSet)].entries.Len() > 0
 	}
 }
 
 func (d *Driver) rereadRules(f conf.Family) error {
-	h, err := d.readTable(f)
+	k, err := d.readTable(f)
 	if err != nil {
 		return err
 	}
 	was := d.have[f]
-	for name, s := range h.sets {
+	for name, s := range k.sets {
 		if had, ok := was.sets[name]; ok && had.layout == s.layout && !s.unknown {
-			h.sets[name] = had
-		} else if h.sets[name], err = d.readSet(f, name, s, heldSet{}); err != nil {
+			k.sets[name] = had
+		} else if k.sets[name], err = d.readSet(f, name, s, kernelSet{}); err != nil {
 			return err
 		}
 	}
-	d.have[f] = h
+	d.have[f] = k
 	return nil
 }
 
-func (d *Driver) readTable(f conf.Family) (h held, err error) {
-	h, t := newHeld(), tables[f]
+func (d *Driver) readTable(f conf.Family) (k kernelTable, err error) {
+	k, t := newKernelTable(), tables[f]
 	s, err := d.reader.Table(t)
 	if nftnl.IsMissing(err) {
-		return h, nil
+		return k, nil
 	}
 	if err != nil {
-		return h, err
+		return k, err
 	}
-	h.exists, h.off = true, s.Flags != 0
-	if h.chains, err = d.reader.Rules(t); err != nil {
-		return h, err
+	k.exists, k.off = true, s.Flags != 0
+	if k.chains, err = d.reader.Rules(t); err != nil {
+		return k, err
 	}
 	sets, err := d.reader.Sets(t)
 	if err != nil {
-		return h, err
+		return k, err
 	}
 	for name, set := range sets {
-		h.sets[name] = heldSet{layout: set.Layout, unknown: !set.Known}
+		k.sets[name] = kernelSet{layout: set.Layout, unknown: !set.Known}
 	}
-	if int(s.Objects) != len(h.chains)+len(h.sets) { // some chains have no rules
+	if int(s.Objects) != len(k.chains)+len(k.sets) { // some chains have no rules
 		names, err := d.reader.Chains(t)
 		if err != nil {
-			return h, err
+			return k, err
 		}
 		for _, name := range names {
-			if _, ok := h.chains[name]; !ok {
-				h.chains[name] = nftnl.Rules{}
+			if _, ok := k.chains[name]; !ok {
+				k.chains[name] = nftnl.Rules{}
 			}
 		}
 	}
-	for name := range h.chains {
+	for name := range k.chains {
 		wanted, atHook := hookOf(name)
 		if !atHook {
 			continue
 		}
 		hook, accepts, err := d.reader.Hook(t, name)
 		if err != nil && !errors.Is(err, nftnl.ErrNotExist) {
-			return h, err
+			return k, err
 		}
 		if hook == nil || *hook != wanted || !accepts {
-			h.misplaced = append(h.misplaced, name)
+			k.misplaced = append(k.misplaced, name)
 		}
 	}
-	return h, nil
+	return k, nil
 }
 
 func hookOf(chain string) (h nftnl.Hook, ok bool) {
@@ -159,24 +159,24 @@ func hookOf(chain string) (h nftnl.Hook, ok bool) {
 	return hooks[at], ok
 }
 
-func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
-	for name, s := range h.sets {
+func (d *Driver) readSets(f conf.Family, k *kernelTable, was kernelTable) (err error) {
+	for name, s := range k.sets {
 		now, err := d.readSet(f, name, s, was.sets[name])
 		if errors.Is(err, nftnl.ErrNotExist) { // the set was deleted after it was listed
-			delete(h.sets, name)
+			delete(k.sets, name)
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		h.sets[name] = now
+		k.sets[name] = now
 	}
 	return nil
 }
 
 // readSet reads the elements of a set. The parameter before is the last known state of the set. If the elements haven't
 // changed, the result shares its memory with the last known state, so that later comparisons are quick.
-func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
+func (d *Driver) readSet(f conf.Family, name string, s, before kernelSet) (kernelSet, error) {
 	if s.unknown {
 		return s, nil
 	}
@@ -235,7 +235,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 	r := d.refresh
 	if len(r.sets) == 0 {
 		d.refresh, d.fresh = nil, true
-		d.notePods()
+		d.rememberPods()
 		return true, nil
 	}
 	k := r.sets[0]
@@ -244,7 +244,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 	if !ok { // the set was deleted after it was listed
 		return false, nil
 	}
-	now, err := d.readSet(k.family, k.name, heldSet{layout: before.layout, unknown: before.unknown}, before)
+	now, err := d.readSet(k.family, k.name, kernelSet{layout: before.layout, unknown: before.unknown}, before)
 	if errors.Is(err, nftnl.ErrNotExist) {
 		delete(d.have[k.family].sets, k.name)
 		return false, nil
@@ -307,7 +307,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			switch {
 			case s.layout == nftnl.Network || !mayDiffer:
 			case s.layout == nftnl.AddressPort || s.layout == nftnl.AddressLink: // an address may have many entries
-				now, err := d.readSet(f, name, heldSet{layout: s.layout}, s)
+				now, err := d.readSet(f, name, kernelSet{layout: s.layout}, s)
 				if err != nil {
 					return changed, err
 				}

@@ -29,7 +29,7 @@ const (
 
 // change is a change of one family's table. It says in which step each element changes.
 type change struct {
-	have    held
+	have    kernelTable
 	want    *table
 	steps   map[string]map[ruleset.Element]step // by set and element
 	rules   bool                                // true if rules of existing chains change
@@ -65,7 +65,7 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 }
 
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
-func split(have held, want *table) []*table {
+func split(have kernelTable, want *table) []*table {
 	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
 		return []*table{want} // the rules in the kernel are missing or wrong, so one step may replace all of them
 	}
@@ -82,8 +82,8 @@ func split(have held, want *table) []*table {
 	return c.states()
 }
 
-func (h held) isOdd() bool {
-	for _, s := range h.sets {
+func (k kernelTable) isOdd() bool {
+	for _, s := range k.sets {
 		if s.odd {
 			return true
 		}
@@ -91,7 +91,7 @@ func (h held) isOdd() bool {
 	return false
 }
 
-func (c *change) set(s set, had heldSet) {
+func (c *change) set(s set, had kernelSet) {
 	steps := map[ruleset.Element]step{}
 	for d := range had.entries.Diff(s.entries) {
 		at := allowsMore
@@ -233,7 +233,7 @@ func (c *change) after(last step) *table {
 	return t
 }
 
-func (c *change) entries(s set, had heldSet, last step) ruleset.Entries {
+func (c *change) entries(s set, had kernelSet, last step) ruleset.Entries {
 	all, steps := had.entries, c.steps[s.Name]
 	if len(steps) == 0 {
 		return all

@@ -232,11 +232,11 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
 		f := conf.FamilyOf(a)
-		if held, err := in(podsSet(f), a); err != nil || !held {
+		if found, err := in(podsSet(f), a); err != nil || !found {
 			errs = append(errs, errors.Join(fmt.Errorf("%s is not in set %s of nftables", a, podsSet(f).Name), err))
 		}
 		for _, name := range []string{conf.IngressMap, conf.EgressMap} {
-			if held, err := in(Set{Name: f.Set(name), Layout: Verdicts}, a); err != nil || !held {
+			if found, err := in(Set{Name: f.Set(name), Layout: Verdicts}, a); err != nil || !found {
 				errs = append(errs, errors.Join(fmt.Errorf(
 					"%s is in no class (map %s of nftables): its new connections are dropped until weir-agent enrols the pod",
 					a, f.Set(name)), err))

@@ -27,13 +27,13 @@ func TestPodSets(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	holds := func(a netip.Addr, want bool) {
+	has := func(a netip.Addr, want bool) {
 		t.Helper()
 		if got, err := p.Contains(a); got != want || err != nil {
-			t.Errorf("holds %s: %v, want %v; %v", a, got, want, err)
+			t.Errorf("has %s: %v, want %v; %v", a, got, want, err)
 		}
 	}
-	holds(four, false)
+	has(four, false)
 	no("remove from no set", p.Remove(four, six))
 	no("purge no set", p.Purge(four, six))
 	if used, err := p.InUse(four); used || err != nil {
@@ -44,9 +44,9 @@ func TestPodSets(t *testing.T) {
 	}
 	for range 2 { // twice, because each call can be repeated
 		no("deny", p.Deny("x/y", four, six))
-		holds(four, true)
-		holds(six, true)
-		holds(other, false)
+		has(four, true)
+		has(six, true)
+		has(other, false)
 	}
 	if used, err := p.InUse(four); used || err != nil {
 		t.Errorf("in use without a rule: %v, %v", used, err)
@@ -98,8 +98,8 @@ func TestPodSets(t *testing.T) {
 	}
 	no("deny", p.Deny("x/y", four, other))
 	no("remove", p.Remove(four))
-	holds(four, false)
-	holds(other, true)
+	has(four, false)
+	has(other, true)
 }
 
 // TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none. The error of Commit names
