@@ -24,7 +24,7 @@ type chooser struct {
 	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
 	appeared conf.Backend
 	trials   map[conf.Backend]trial
-	// turn returns the lock that a trial of the backend holds; nil if the trial needs no lock.
+	// turn returns the lock that a trial of the backend needs; nil if the trial needs no lock.
 	turn func(conf.Backend) sync.Locker
 }
 

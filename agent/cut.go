@@ -107,10 +107,10 @@ func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone b
 		c.due, c.lazy = true, !c.due || c.lazy
 		return
 	}
-	c.demand(r.Closes || opens || repaired)
+	c.makeDue(r.Closes || opens || repaired)
 }
 
-func (c *cutting) demand(yes bool) {
+func (c *cutting) makeDue(yes bool) {
 	if yes {
 		c.due, c.lazy = true, false
 	}
@@ -175,7 +175,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	c.walking, c.restoring, c.standing, c.known = false, false, w.Standing, w.Known
 	if !w.restore {
 		c.pay(w)
-		c.demand(w.held && !c.held) // if packets are held for longer, prepareResync demands more walks
+		c.makeDue(w.held && !c.held) // if packets are held for longer, prepareResync makes more walks due
 		c.held = w.held
 	}
 	a.stats.Cut += w.Cut
@@ -186,7 +186,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	unknown := a.faults.now[partConnections] != nil
 	a.faults.set(partConnections, w.err)
 	if w.err != nil {
-		c.demand(true)
+		c.makeDue(true)
 		return false
 	}
 	a.endPause()

@@ -143,7 +143,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	s.cutting.due = true
 	s.takeWalk(walkResult{})
 	if !s.cutting.due || s.cutting.walking {
-		t.Error("a walk goes by rules that the kernel doesn't hold")
+		t.Error("a walk goes by rules that the kernel doesn't have")
 	}
 }
 

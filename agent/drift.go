@@ -19,7 +19,7 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear notes a generation that the kernel has announced. If concerned is false, the loop need not look at it.
+// hear records a generation that the kernel has announced. If concerned is false, the loop need not look at it.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -72,7 +72,7 @@ func (e *enrolments) answer(
 // takeEnrolment reads both.
 func (a *agent) takeEnrolment(e *enrolment) {
 	walk := a.records.read(e.id)
-	a.cutting.demand(walk)
+	a.cutting.makeDue(walk)
 	a.records.churn = true
 	a.enrolments.waiting = append(a.enrolments.waiting, e)
 	ep, ok := a.records.endpoints[e.id]

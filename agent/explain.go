@@ -164,8 +164,8 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 			e.AddKernel(v) // says why there is nothing to look at
 			return
 		}
-		held, err := (*x.backend.Load()).Inspect(ctx, by.ruleset, packets)
-		if v.Have, v.Wrong, v.Unread = held.Ruleset, held.Wrong, held.Unread; err != nil {
+		inspected, err := (*x.backend.Load()).Inspect(ctx, by.ruleset, packets)
+		if v.Have, v.Wrong, v.Unread = inspected.Ruleset, inspected.Wrong, inspected.Unread; err != nil {
 			v.Unknown = err.Error()
 		}
 		if len(by.ruleset.Sets) == 0 {

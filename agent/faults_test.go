@@ -575,7 +575,7 @@ func TestFullTable(t *testing.T) {
 		{conntrack.Load{Entries: 11, Most: 10, Evicted: 8}, true}, // the limit was lowered
 		{conntrack.Load{}, false},                                 // no connection tracking
 	} {
-		if err := w.note(tc.load); (err != nil) != tc.full {
+		if err := w.compare(tc.load); (err != nil) != tc.full {
 			t.Errorf("look %d: %v, want full: %v", i, err, tc.full)
 		}
 	}

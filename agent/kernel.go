@@ -114,7 +114,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		}
 		// A running walk leaves a connection alone if the newest target has another verdict on it (walkConnections). The
 		// kernel has refused this target, so another walk is due.
-		a.cutting.demand(a.cutting.walking)
+		a.cutting.makeDue(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
 		}
@@ -155,7 +155,7 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied notes what was applied. It counts a repair only if there was no fault and the parameter well is true:
+// takeApplied records what was applied. It counts a repair only if there was no fault and the parameter well is true:
 // otherwise the change may be the agent's own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {

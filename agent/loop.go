@@ -60,7 +60,7 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// beginRound notes the time for serveHealth. A time.Time from time.Now doesn't follow changes of the node's clock.
+// beginRound records the time for serveHealth. A time.Time from time.Now doesn't follow changes of the node's clock.
 func (a *agent) beginRound() {
 	now := time.Now()
 	a.lastRound.Store(&now)
@@ -136,7 +136,7 @@ func (a *agent) prepareResync(ctx context.Context) {
 	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again
 	a.reportShortage(ctx)
 	a.checkRuntime()
-	a.cutting.demand(a.cutting.held)
+	a.cutting.makeDue(a.cutting.held)
 	a.faults.set(partTable, a.table.full())
 	a.faults.set(partRoom, roomLeft(endpoint.Dir))
 }

@@ -133,7 +133,7 @@ func (a *agent) move(ctx context.Context) error {
 	a.stats.Moves++
 	a.kernel.refused, a.kernel.left, a.kernel.refreshed, a.kernel.pluginChanged = nil, nil, false, false
 	a.kernel.closed, a.kernel.debt = false, netfilter.All
-	a.cutting.demand(true) // the new backend's ruleset may be newer than the old backend's ruleset
+	a.cutting.makeDue(true) // the new backend's ruleset may be newer than the old backend's ruleset
 	return nil
 }
 

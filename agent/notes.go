@@ -2,9 +2,9 @@ package agent
 
 import "github.com/weir-net/weir/policy/ruleset"
 
-// noted returns a problem for each of the backend's notes. After a failed apply, the last notes stay. If no backend
-// works, noted returns one problem that says so.
-func (r *round) noted() []ruleset.Problem {
+// problemsOfBackend returns a problem for each of the backend's notes. After a failed apply, the last notes stay. If no
+// backend works, problemsOfBackend returns one problem that says so.
+func (r *round) problemsOfBackend() []ruleset.Problem {
 	object := "this node"
 	if r.Node.Name != "" {
 		object = "Node " + r.Node.Name

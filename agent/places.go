@@ -19,7 +19,7 @@ import (
 // keepPlaces checks at each resync that the agent's lock and socket are in their places, because another program may
 // have emptied /run/weir. It makes a missing file again. If that fails, or if another agent has the lock, it returns an
 // error, and the agent ends. While it is unknown whether a file is in its place, the agent goes on and tries again.
-func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) error {
+func (a *agent) keepPlaces(ctx context.Context, lock *OwnLock, socket *socket) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
 	for {
@@ -50,20 +50,20 @@ var errUnseen = errors.New("look for a file of the agent")
 
 const lockFile = endpoint.Dir + "/agent.lock"
 
-// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold the lock a
+// lockWait limits the wait for the agent's lock. A killed agent's threads and children may have the lock a
 // moment longer.
 const lockWait = 2 * time.Second
 
-// HeldLock is the agent's lock while this process has it.
-type HeldLock struct{ file *os.File }
+// OwnLock is the agent's lock while this process has it.
+type OwnLock struct{ file *os.File }
 
-func (l *HeldLock) Close() error { return l.file.Close() }
+func (l *OwnLock) Close() error { return l.file.Close() }
 
 // Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock for
 // two seconds. The kernel releases the lock when the process ends.
 //
 // Equivalent to: flock --timeout 2 /run/weir/agent.lock COMMAND
-func Lock() (*HeldLock, error) {
+func Lock() (*OwnLock, error) {
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
 	}
@@ -75,7 +75,7 @@ func Lock() (*HeldLock, error) {
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		inPlace, unseen := endpoint.InPlace(lock)
 		if err == nil && unseen == nil && inPlace {
-			return &HeldLock{lock}, nil
+			return &OwnLock{lock}, nil
 		}
 		_ = lock.Close()
 		if unseen != nil {
@@ -89,7 +89,7 @@ func Lock() (*HeldLock, error) {
 
 // keep takes the lock again if its file isn't in its place any more: otherwise a second agent could run. It returns the
 // path of a file that it has made.
-func (l *HeldLock) keep(context.Context) (made string, err error) {
+func (l *OwnLock) keep(context.Context) (made string, err error) {
 	inPlace, err := endpoint.InPlace(l.file)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", errUnseen, err)

@@ -24,12 +24,12 @@ const (
 	many      = 500
 	manyEvery = time.Second
 	// While there are many problems, each event of an object with a problem would take time for the problems of all
-	// objects. So for heldFor after a list of the problems, a changed problem of one object causes neither a new list
+	// objects. So for keptFor after a list of the problems, a changed problem of one object causes neither a new list
 	// nor a reconcile.
-	heldFor = 10 * manyEvery
+	keptFor = 10 * manyEvery
 )
 
-func (p *problems) held() bool { return len(p.all) > many && time.Since(p.listed) < heldFor }
+func (p *problems) kept() bool { return len(p.all) > many && time.Since(p.listed) < keptFor }
 
 // report logs new and ended problems. If it is too early for a long list, it returns the time until the next call.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {

@@ -99,7 +99,7 @@ func TestManyProblemsAreHeld(t *testing.T) {
 	if report(); named() {
 		t.Error("the problem is listed at once")
 	}
-	a.problems.made, a.problems.listed = time.Now().Add(-heldFor), time.Now().Add(-heldFor)
+	a.problems.made, a.problems.listed = time.Now().Add(-keptFor), time.Now().Add(-keptFor)
 	a.problems.report(a.Log, a.problems.compiled, []ruleset.Problem{{Object: "Node none"}})
 	a.problems.made = time.Now().Add(-manyEvery) // the report of other problems doesn't make the list wait longer
 	if report(); !named() {

@@ -103,7 +103,7 @@ func (r *round) planOverlay(context.Context) bool {
 
 func (r *round) reportProblems(context.Context) bool {
 	wait := r.problems.report(r.Log, r.applied.ruleset.Problems, slices.Concat(
-		r.cluster.nodes.problems, r.overlay.problems(), r.misplacedPods(), r.noted()))
+		r.cluster.nodes.problems, r.overlay.problems(), r.misplacedPods(), r.problemsOfBackend()))
 	r.next = sooner(r.next, wait)
 	return true
 }
@@ -126,7 +126,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	if done {
 		r.takeApplied(r.applied, err == nil)
 	} else {
-		r.cutting.demand(true) // the kernel may have a part of the ruleset
+		r.cutting.makeDue(true) // the kernel may have a part of the ruleset
 		r.readEarlier()
 	}
 	r.faults.set(partKernel, err)

@@ -286,13 +286,13 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 		remaining.reconcile = true
 		walk, readErr := a.records.readAll()
 		err = readErr
-		a.cutting.demand(walk)
+		a.cutting.makeDue(walk)
 	}
 	for _, name := range c.Names {
 		if id, ok := endpoint.IDOfFile(name); ok {
 			changed, walk := a.records.reread(id)
 			remaining.reconcile = remaining.reconcile || changed
-			a.cutting.demand(walk)
+			a.cutting.makeDue(walk)
 		}
 	}
 	for _, of := range []map[string]bool{a.links.done, a.enrolments.done} {

@@ -191,8 +191,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 }
 
 // TestAnAddressOfTwoRecords: if two records have the same address, only the record of the attachment to which the
-// address is assigned counts. This holds even if the other record was read later, or seems newer because the clock was
-// set back.
+// address is assigned counts, even if the other record was read later, or seems newer because the clock was set back.
 func TestAnAddressOfTwoRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -275,28 +274,28 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		return
 	}
 	s := stepWeb(t)
-	held := s.in("10.88.0.2")
-	if len(held) != 3 {
-		t.Fatalf("the pod is in %q", held)
+	before := s.in("10.88.0.2")
+	if len(before) != 3 {
+		t.Fatalf("the pod is in %q", before)
 	}
-	wantHeld := func(when string) {
+	wantSame := func(when string) {
 		t.Helper()
-		if got := s.in("10.88.0.2"); !slices.Equal(got, held) {
-			t.Errorf("%s, the pod is in %q, want %q", when, got, held)
+		if got := s.in("10.88.0.2"); !slices.Equal(got, before) {
+			t.Errorf("%s, the pod is in %q, want %q", when, got, before)
 		}
 	}
 	s = step(t, healthy())
 	s.reconcile(t.Context(), netfilter.All)
-	wantHeld("before the next agent has read the records")
+	wantSame("before the next agent has read the records")
 	s.hear(netfilter.All)
-	wantHeld("once it has")
+	wantSame("once it has")
 	dir := "/run/weir/endpoints"
 	for _, command := range []string{"mv " + dir + " /run/away", "touch " + dir} {
 		nodetest.Run(t, "sh", "-c", command)
 	}
 	s.takeRecords(dirwatch.Change{Lost: true})
 	s.reconcile(t.Context(), netfilter.Trust)
-	wantHeld("when the directory can't be listed")
+	wantSame("when the directory can't be listed")
 	if s.faults.now[partRecords] == nil {
 		t.Error("and nothing is said of it")
 	}
@@ -304,7 +303,7 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	s.attach("client", "10.88.0.3") // the agent gets no event of this record
 	s.retryRecords()
 	s.reconcile(t.Context(), netfilter.All)
-	wantHeld("when it can be again")
+	wantSame("when it can be again")
 	if s.faults.now[partRecords] != nil || len(s.in("10.88.0.3")) == 0 {
 		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))
 	}

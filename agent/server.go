@@ -32,7 +32,7 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-func (a *agent) listen(ctx context.Context, lock *HeldLock) (*servers, error) {
+func (a *agent) listen(ctx context.Context, lock *OwnLock) (*servers, error) {
 	s := &servers{}
 	socket, err := listenSocket(ctx)
 	if err != nil {

@@ -67,10 +67,10 @@ func (w *tableWatch) full() error {
 	if err != nil {
 		return err
 	}
-	return w.note(now)
+	return w.compare(now)
 }
 
-func (w *tableWatch) note(now conntrack.Load) error {
+func (w *tableWatch) compare(now conntrack.Load) error {
 	full := now.Most > 0 && now.Entries >= now.Most || w.seen && now.Evicted > w.last.Evicted
 	w.last, w.seen = now, true
 	if !full {

@@ -66,7 +66,7 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	engine.HoldReports(a.problems.held())
+	engine.KeepReports(a.problems.kept())
 	switch {
 	case a.kernel.lastSync.IsZero(): // the kernel may have all sets of an earlier agent, and must keep them
 		next.compiled = engine.Ruleset()

@@ -197,7 +197,7 @@ func isBusy(e endpoint.Endpoint) bool {
 }
 
 // withoutEnding leaves out repairs for ending attachments. A DEL removes neighbour entries without the node's lock,
-// so Repair may have restored them: withoutEnding removes them again. The caller must have held the lock since it
+// so Repair may have restored them: withoutEnding removes them again. The caller must have had the lock since it
 // listed the records.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,

@@ -137,7 +137,7 @@ func TestLargePolicies(t *testing.T) {
 			problems: []string{"NetworkPolicy x/big: spec.ingress[0]: with it the policy needs 1200 rules"},
 		},
 		{
-			name:     "more addresses than a set holds, of peers and of pods with a port",
+			name:     "more addresses than a set can have, of peers and of pods with a port",
 			policies: full,
 			rules:    1,
 			more: []policy.Pod{{

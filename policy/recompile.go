@@ -168,9 +168,9 @@ func (e *Engine) look(s *supply, n int) (looked int, found bool) {
 }
 
 // lookFor adds the entries of the next addresses that match, and looks at no more than n addresses. The first call
-// notes the addresses of all matching pods, or takes the entries of a twin. From then on, the method change keeps the
-// entries up to date. So an address gets an entry if it matches when lookFor looks at it, or when it begins to match
-// later.
+// remembers the addresses of all matching pods, or takes the entries of a twin. From then on, the method change keeps
+// the entries up to date. So an address gets an entry if it matches when lookFor looks at it, or when it begins to
+// match later.
 func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool) {
 	set := &l.sets[f]
 	first := !set.filled

@@ -12,18 +12,18 @@ type reports struct {
 	changed bool
 	// ofPolicy is true if problems of a policy have changed.
 	ofPolicy bool
-	held     bool
+	kept     bool // see KeepReports
 }
 
-// HoldReports makes later rulesets keep the present list of problems, even if the problems of single objects change.
+// KeepReports makes later rulesets keep the present list of problems, even if the problems of single objects change.
 // The list can wait: a problem alone changes no set and no rule, and a new list takes time for each problem of the
 // cluster.
 //
 // Changed problems of policies don't wait: weirctl wait shows them once the policy is enforced.
-func (e *Engine) HoldReports(hold bool) { e.reports.held = hold }
+func (e *Engine) KeepReports(keep bool) { e.reports.kept = keep }
 
 // due reports whether the next ruleset needs a new list of problems.
-func (r *reports) due() bool { return r.changed && (r.ofPolicy || !r.held) }
+func (r *reports) due() bool { return r.changed && (r.ofPolicy || !r.kept) }
 
 type reportOf struct {
 	pod       *pod

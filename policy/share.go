@@ -123,7 +123,7 @@ type division struct {
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
 	// running is the division of the rest that has begun and isn't finished, or nil. compile finishes a division even if
-	// much has changed since it began. Otherwise a namespace that changes all the time would hold up the others.
+	// much has changed since it began. Otherwise a namespace that changes all the time would delay the others.
 	running *dividing
 }
 

@@ -132,7 +132,7 @@ func (c *compiler) survey(p *part) {
 		p.pending = append(p.pending, d)
 		for _, s := range d.sets {
 			if needed += s.needs(); s.makers > 0 {
-				c.hold(p, s)
+				c.addMaker(p, s)
 			}
 		}
 	}
@@ -167,10 +167,10 @@ func (c *compiler) makeSetsOf(p *part) {
 }
 
 // extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
-// If another part has made the set, p holds the set too. The ruleset then keeps the set when the other part no longer
-// needs it.
+// If another part has made the set, p becomes a maker of the set too. The ruleset then keeps the set when the other
+// part no longer needs it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
-	c.hold(p, s)
+	c.addMaker(p, s)
 	for s.lacks() {
 		if c.work.unlimited() {
 			c.putPiece(s, math.MaxInt)
@@ -201,7 +201,7 @@ func (c *compiler) putPiece(s *supply, more int) {
 	c.show(s, s.piece)
 }
 
-func (c *compiler) hold(p *part, s *supply) {
+func (c *compiler) addMaker(p *part, s *supply) {
 	if !p.making[s] {
 		p.making[s] = true
 		s.makers++

@@ -128,9 +128,10 @@ func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 			}
 			why := s.refuses(n.Name, p)
 			if why == "" && n.Name != self {
-				why = s.holdsLocal(p)
+				why = s.localIn(p)
 			}
-			if why == "" && len(within) > 0 && !slices.ContainsFunc(within, func(w netip.Prefix) bool { return holds(w, p) }) {
+			valid := func(w netip.Prefix) bool { return contains(w, p) }
+			if why == "" && len(within) > 0 && !slices.ContainsFunc(within, valid) {
 				why = "it isn't within the cluster's networks (--cluster-cidr)"
 			}
 			if why != "" {
@@ -170,7 +171,7 @@ func first(a, b bool) int {
 	return 1
 }
 
-func holds(network, p netip.Prefix) bool {
+func contains(network, p netip.Prefix) bool {
 	return network.Bits() <= p.Bits() && network.Contains(p.Addr())
 }
 
@@ -240,7 +241,7 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 			}
 		}
 		for _, p := range n.PodCIDRs {
-			if slices.Contains(w.PodCIDRs, p) && s.refuses(n.Name, p) == "" && (n.Name == s.self || s.holdsLocal(p) == "") {
+			if slices.Contains(w.PodCIDRs, p) && s.refuses(n.Name, p) == "" && (n.Name == s.self || s.localIn(p) == "") {
 				s.keep(n.Name, p)
 				s.goingOn[goingOn{n.Name, p, true}] = true
 			}
@@ -248,7 +249,7 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 	}
 }
 
-func (s *settler) holdsLocal(p netip.Prefix) string {
+func (s *settler) localIn(p netip.Prefix) string {
 	compare := func(l UnderlayAddress, a netip.Addr) int { return l.Address.Compare(a) }
 	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)
 	if i == len(s.local) || !p.Contains(s.local[i].Address) {

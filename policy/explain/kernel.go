@@ -153,25 +153,25 @@ func (p *Path) compare(v View, packet ruleset.Packet) error {
 
 func (p *Path) compareClass(v View, s Side, end Place) {
 	k := p.Kernel
-	held, wanted := classOf(v.Have, s.Direction, end), classOf(v.Want, s.Direction, end)
+	found, wanted := classOf(v.Have, s.Direction, end), classOf(v.Want, s.Direction, end)
 	class := KernelClass{Direction: s.Direction, Pod: end.Pod, Policies: []string{}}
-	if held != nil {
-		class.Set, class.Chain, class.Policies, class.Audited = held.Set, held.Chain, held.Policies, held.Audited
+	if found != nil {
+		class.Set, class.Chain, class.Policies, class.Audited = found.Set, found.Chain, found.Policies, found.Audited
 	}
 	k.Classes = append(k.Classes, class)
 	switch {
-	case held == nil && wanted == nil && s.Reason != Closed:
+	case found == nil && wanted == nil && s.Reason != Closed:
 		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class, so it is closed: the agent has not put it "+
 			"into one yet", end.Pod, s.Direction))
-	case held == nil && wanted != nil:
+	case found == nil && wanted != nil:
 		k.Differences = append(k.Differences, fmt.Sprintf("%s is in no %s class of the kernel, and belongs into that of %s",
 			end.Pod, s.Direction, policiesOf(wanted)))
-	case held != nil && (wanted == nil || held.Set != wanted.Set):
+	case found != nil && (wanted == nil || found.Set != wanted.Set):
 		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in the %s class of %s, and it belongs elsewhere",
-			end.Pod, s.Direction, policiesOf(held)))
-	case held != nil && s.Reason == Isolated && !samePolicies(held.Policies, s.Policies):
+			end.Pod, s.Direction, policiesOf(found)))
+	case found != nil && s.Reason == Isolated && !samePolicies(found.Policies, s.Policies):
 		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in the %s class of %s, and it is isolated by %s",
-			end.Pod, s.Direction, policiesOf(held), excerpt.List(s.Policies, ", ")))
+			end.Pod, s.Direction, policiesOf(found), excerpt.List(s.Policies, ", ")))
 	}
 }
 
@@ -240,13 +240,13 @@ func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 			default:
 				continue
 			}
-			held := inSet(v.Have, m.Name, a)
-			if wanted := inSet(v.Want, m.Name, a); held != wanted {
+			found := inSet(v.Have, m.Name, a)
+			if wanted := inSet(v.Want, m.Name, a); found != wanted {
 				words := map[bool]string{true: "has", false: "lacks"}
 				p.Kernel.Differences = append(p.Kernel.Differences,
-					fmt.Sprintf("the kernel's set %s %s %s, and should not", m.Name, words[held], a))
+					fmt.Sprintf("the kernel's set %s %s %s, and should not", m.Name, words[found], a))
 			}
-			set := KernelSet{Name: m.Name, Address: a, Has: held, For: r.Comment}
+			set := KernelSet{Name: m.Name, Address: a, Has: found, For: r.Comment}
 			if len(p.Kernel.Sets) < maxSets && !slices.Contains(p.Kernel.Sets, set) {
 				p.Kernel.Sets = append(p.Kernel.Sets, set)
 			}

@@ -109,9 +109,9 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// homes returns podSelectors of policies in other namespaces than the query's ends, by namespace. An explanation notes
-// such a policy if the podSelector fits an end, but no pod of the policy's namespace. To find out, Concerns must ask
-// for the pods that the podSelectors select.
+// homes returns podSelectors of policies in other namespaces than the query's ends, by namespace. An explanation has a
+// note about such a policy if the podSelector fits an end, but no pod of the policy's namespace. To find out, Concerns
+// must ask for the pods that the podSelectors select.
 func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 	all := map[string][]labels.Selector{}
 	for _, r := range c.ends(q) {

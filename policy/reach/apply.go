@@ -79,11 +79,11 @@ func (a *applying) replacePolicies(list []*networkingv1.NetworkPolicy) {
 			continue
 		}
 		delete(names, name)
-		a.note(old[name], fmt.Sprintf("NetworkPolicy %s/%s", np.Namespace, np.Name))
+		a.record(old[name], fmt.Sprintf("NetworkPolicy %s/%s", np.Namespace, np.Name))
 	}
 }
 
-func (a *applying) note(replaced bool, object string) {
+func (a *applying) record(replaced bool, object string) {
 	if replaced {
 		a.done.Replaced = append(a.done.Replaced, object)
 	} else {
@@ -93,7 +93,7 @@ func (a *applying) note(replaced bool, object string) {
 
 func (a *applying) replaceNamespace(n policy.Namespace) {
 	i := slices.IndexFunc(a.Namespaces, func(o policy.Namespace) bool { return o.Name == n.Name })
-	a.note(i >= 0, "Namespace "+n.Name)
+	a.record(i >= 0, "Namespace "+n.Name)
 	if i >= 0 {
 		a.Namespaces[i] = n
 	} else {

@@ -3,8 +3,7 @@
 //
 // A matrix is small because it has groups instead of single pods, addresses and ports. Pods that no policy can tell
 // apart are one party. Addresses of the world that no ipBlock separates are one region. Ports are divided only where a
-// range of a policy begins or ends. So one verdict of package verdict holds for each pair of parties and each range of
-// ports.
+// range of a policy begins or ends. So each pair of parties has one verdict of package verdict for each range of ports.
 //
 // Invariants:
 //   - The package is pure.

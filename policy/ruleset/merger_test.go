@@ -63,7 +63,7 @@ func mergeSequence(t *testing.T, seed uint64, seen *mergeCounts) {
 			t.Fatalf("seed %d, step %d: the rules' policies differ", seed, step)
 		}
 		r.compareMerged(t, now, got, seen)
-		seen.note(m, refused)
+		seen.count(m, refused)
 		old, keptText = append(old, got), append(keptText, text(got))
 		now, refused = r.next(now, got)
 	}
@@ -78,7 +78,7 @@ func mergeSequence(t *testing.T, seed uint64, seen *mergeCounts) {
 	}
 }
 
-func (c *mergeCounts) note(m *Merger, refused Refused) {
+func (c *mergeCounts) count(m *Merger, refused Refused) {
 	for _, x := range m.decision.merges {
 		c.merges++
 		switch x.kind {
