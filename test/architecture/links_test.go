@@ -44,6 +44,7 @@ var promises = []struct {
 		"plugins/weirctl/client", "it runs on machines that are no nodes", nil,
 		append([]string{module + "netfilter"}, drivers[:3]...),
 	},
+	{"test/nodetest", "tests of every room use it", nil, []string{strings.TrimSuffix(module, "/")}},
 }
 
 // TestLinks: no package links a package that the list promises forbids for the package's folder.
