@@ -55,8 +55,11 @@ func cniError(err error) *types.Error {
 	switch {
 	case errors.As(err, &left):
 		cause := cniError(left.Cause)
-		return types.NewError(cause.Code, cause.Msg,
-			fmt.Sprintf("%s; left behind until DEL: %v", cause.Details, left.Err))
+		details := fmt.Sprintf("left behind until DEL: %v", left.Err)
+		if cause.Details != "" {
+			details = cause.Details + "; " + details
+		}
+		return types.NewError(cause.Code, cause.Msg, details)
 	case errors.As(err, &cni):
 		return cni
 	case errors.As(err, &input):

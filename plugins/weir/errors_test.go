@@ -95,6 +95,14 @@ func TestErrors(t *testing.T) {
 			&attachment.LeftoverError{Cause: held, Err: disk},
 			types.Error{Code: 11, Msg: held.Error(), Details: freeDetails + "; left behind until DEL: no space left on device"},
 		},
+		{ // a cause without details
+			&attachment.LeftoverError{Cause: &attachment.StepError{Step: "reserve addresses", Err: disk}, Err: disk},
+			types.Error{
+				Code:    5,
+				Msg:     "reserve addresses: no space left on device",
+				Details: "left behind until DEL: no space left on device",
+			},
+		},
 		{errors.New("stdout is closed"), types.Error{Code: 5, Msg: "stdout is closed"}},
 		{refuse(7, "prevResult is missing"), types.Error{Code: 7, Msg: "prevResult is missing"}},
 		{
