@@ -104,7 +104,7 @@ func (m *making) steps() []func() error {
 		return m.chainedSteps()
 	}
 	return []func() error{
-		m.reserve,           // assign requested or free addresses, and write the record
+		m.reserve,           // choose requested or free addresses, write the record, and assign the addresses
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.ensureBridge,      // make weir0, unless it is ready
@@ -161,7 +161,8 @@ func (m *making) undo(cause error) error {
 	return cause
 }
 
-// reserve assigns an address of each family that has a range, and writes the record. Meanwhile it has the node's lock.
+// reserve chooses an address of each family that has a range, writes the record, and assigns the addresses. Meanwhile it
+// has the node's lock.
 func (m *making) reserve() error {
 	const step = "reserve addresses"
 	unlock, err := endpoint.Lock()
