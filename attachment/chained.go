@@ -34,13 +34,11 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node, unless enforcement is off. If the link is a port of a bridge,
-// findChained makes the bridge's packets pass the FORWARD hook. It returns bridge.ErrBypassesForward if the link's
-// packets can't pass that hook. If the node itself needs no IPv6 on the link, findChained switches IPv6 off there.
-func (m *making) findChained(c *Chained) error {
-	e := &m.record
-	e.Addresses, e.MAC = c.Addresses, c.MAC
-	if e.Enforcement == conf.Off {
+// prepareChained finds the pod's link and keeps the link's packets from bypassing policy, unless enforcement is off. The
+// error is bridge.ErrBypassesForward or a *StepError.
+func (m *making) prepareChained(c *Chained) error {
+	m.record.Addresses, m.record.MAC = c.Addresses, c.MAC
+	if m.record.Enforcement == conf.Off {
 		return nil
 	}
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
@@ -48,18 +46,44 @@ func (m *making) findChained(c *Chained) error {
 		return &StepError{"open netlink", err}
 	}
 	defer links.Close()
-	peer, err := bridge.FindPeer(links, m.netns, e.IfName)
-	e.HostIf, e.HostIndex, e.BridgeIf = peer.Name, peer.Index, peer.Bridge
-	if err == nil && e.BridgeIf != "" {
-		err = bridge.EnableBridgeNetfilter(links, e.BridgeIf)
+	if err := m.findLink(links); err != nil {
+		return linkStepError("find the pod's link", err)
 	}
-	if err == nil && bridge.NeedsNoIPv6(*e) {
-		err = bridge.DisableIPv6(e.HostIf)
-	}
+	return linkStepError("keep the pod's packets from bypassing policy", m.preventBypass(links))
+}
+
+func linkStepError(step string, err error) error {
 	if errors.Is(err, bridge.ErrBypassesForward) {
 		return err
 	}
-	return failed("find the pod's link", err)
+	return failed(step, err)
+}
+
+// findLink finds the pod's link on the node, and changes nothing. It returns bridge.ErrBypassesForward if the link's
+// packets can't pass the FORWARD hook.
+func (m *making) findLink(links netlinksafe.Handle) error {
+	peer, err := bridge.FindPeer(links, m.netns, m.record.IfName)
+	m.record.HostIf, m.record.HostIndex, m.record.BridgeIf = peer.Name, peer.Index, peer.Bridge
+	return err
+}
+
+// preventBypass makes the packets of the bridge that has the pod's link as a port pass the FORWARD hook. It returns
+// bridge.ErrBypassesForward if they can't pass that hook. If the node itself needs no IPv6 on the link, preventBypass
+// switches IPv6 off there.
+//
+// preventBypass comes before the record, so a pod that bypasses policy gets no record. It isn't undone, because other
+// pods of the bridge need the bridge's options. The switch for IPv6 goes away with the link.
+func (m *making) preventBypass(links netlinksafe.Handle) error {
+	e := m.record
+	if e.BridgeIf != "" {
+		if err := bridge.EnableBridgeNetfilter(links, e.BridgeIf); err != nil {
+			return err
+		}
+	}
+	if bridge.NeedsNoIPv6(e) {
+		return bridge.DisableIPv6(e.HostIf)
+	}
+	return nil
 }
 
 // assign takes the addresses out of all sets, writes the record, and assigns the addresses to the attachment. Sets may

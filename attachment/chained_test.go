@@ -1,11 +1,16 @@
 package attachment
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/ipam"
@@ -42,6 +47,50 @@ func TestReapAfterAnIndexCameBack(t *testing.T) {
 		}
 		if link, err := net.InterfaceByName("vpod"); err != nil || link.Flags&net.FlagUp == 0 {
 			t.Errorf("c1%s: the other pod's link is down: %v", suffix, err)
+		}
+	}
+}
+
+// TestPreventBypass: findLink changes nothing, and preventBypass makes the bridge's packets pass the FORWARD hook. The
+// error of each step names that step.
+func TestPreventBypass(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	fd, err := openNetns(nodetest.NewNS(t, "pod"))
+	n.must(err)
+	defer func() { _ = fd.Close() }()
+	nodetest.RunEach(t, "ip link add br0 type bridge", "ip link add vpod type veth peer name eth0 netns pod",
+		"ip link set vpod master br0 up")
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	n.must(err)
+	defer links.Close()
+	m := &making{netns: fd, record: endpoint.Endpoint{IfName: "eth0", Chained: true, Enforcement: conf.Strict}}
+	filtered := func(want bool) {
+		t.Helper()
+		if on, err := bridge.NetfilterEnabled("br0"); on != want || err != nil {
+			t.Errorf("packets of br0 pass FORWARD: %v, %v", on, err)
+		}
+	}
+	n.must(m.findLink(links))
+	if m.record.HostIf != "vpod" || m.record.BridgeIf != "br0" {
+		t.Errorf("found %s on %s", m.record.HostIf, m.record.BridgeIf)
+	}
+	filtered(false)
+	n.must(m.preventBypass(links))
+	filtered(true)
+	for _, tc := range []struct{ breaks, step string }{
+		{
+			"mount --bind -o ro /etc/passwd /proc/sys/net/ipv6/conf/vpod/disable_ipv6",
+			"keep the pod's packets from bypassing policy",
+		},
+		{"ip -n pod link del eth0", "find the pod's link"},
+	} {
+		nodetest.RunEach(t, tc.breaks)
+		var step *StepError
+		if err := m.prepareChained(&Chained{}); !errors.As(err, &step) || step.Step != tc.step {
+			t.Errorf("after %s: %v", tc.breaks, err)
 		}
 	}
 }

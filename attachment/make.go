@@ -70,6 +70,7 @@ type enrolCall struct {
 }
 
 // Make makes an attachment, and then calls the function report. If a step or report fails, Make undoes all steps.
+// Make never undoes preventBypass.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
 // *ExhaustedError and *AssignedError, and the errors of the function report. A *StepError is any other failure of the
@@ -115,7 +116,8 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare checks the request, and finds the link of a chained attachment. The caller closes the result.
+// prepare checks the request. For a chained attachment, it finds the pod's link and does preventBypass. The caller closes
+// the result.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -136,7 +138,7 @@ func (n Node) prepare(r Request) (*making, error) {
 		m.record.HostIf, m.record.MTU = bridge.PortName(id), &m.requested.MTU
 		return m, nil
 	}
-	if err := m.findChained(r.Chained); err != nil {
+	if err := m.prepareChained(r.Chained); err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}
 	return m, nil

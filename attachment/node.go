@@ -6,7 +6,8 @@
 //
 // Invariants:
 //   - The record is written before all other parts and removed after them, and each step can be repeated. So if a
-//     process is killed, Reap, GC or a second DEL removes the rest.
+//     process is killed, Reap, GC or a second DEL removes the rest. There is one exception: preventBypass sets options
+//     of another plugin's bridge and link before the record is written, and nothing unsets them (see chained.go).
 //   - Unless enforcement is off, packets pass a link that weir made only after the agent has enrolled the pod.
 //   - An address is released only after the guard forbids the port to send, and no set has the address.
 //   - Addresses are assigned and released, and records are removed, under the node's lock. A DEL that has the lock
