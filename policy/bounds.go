@@ -22,9 +22,11 @@ const (
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
-	maxPortRules   = 4
-	// portsPerRule is how many ports a rule in the kernel can match. A range counts as two ports.
-	portsPerRule = 15
+	// maxPortLists limits the lists of a group of ports. A group that needs more lists becomes a set.
+	maxPortLists = 4
+	// PortsPerList is how many ports a list can have. A range counts as two ports. Each list counts as a rule in the
+	// kernel, so each backend must be able to match a whole list with one rule.
+	PortsPerList = 15
 	maxProblems  = 50
 )
 
@@ -75,7 +77,7 @@ func (s *size) bound(r rule, report reporter) rule {
 		with.entries += p.networks[conf.IPv4].Len() + p.networks[conf.IPv6].Len()
 	}
 	for _, p := range r.ports {
-		with.rules += len(r.peers) * p.rules()
+		with.rules += len(r.peers) * p.lists()
 		with.entries += count(p.numbers)
 	}
 	switch {
@@ -94,17 +96,18 @@ func (s *size) bound(r rule, report reporter) rule {
 	return r
 }
 
-func (p ports) rules() int {
-	rules, room := 0, 0
+// lists returns how many lists the ports need. Without a list, the ports count as one.
+func (p ports) lists() int {
+	lists, room := 0, 0
 	for _, r := range p.ranges {
 		need := 1
 		if r.First != r.Last {
 			need = 2
 		}
 		if room < need {
-			rules, room = rules+1, portsPerRule
+			lists, room = lists+1, PortsPerList
 		}
 		room -= need
 	}
-	return max(rules, 1)
+	return max(lists, 1)
 }

@@ -28,7 +28,7 @@ type familyRule struct {
 	ruleset.Rule
 }
 
-func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
+func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.lists()) }
 
 // ask has the demands of one policy in one direction. A new part of the namespace reuses the ask if the policy's rules,
 // classes and refused haven't changed.

@@ -18,7 +18,7 @@ type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
 	name    string
-	numbers []ruleset.PortRange // the numbers in the port set, if there are too many for rules
+	numbers []ruleset.PortRange // the numbers in the port set, if there are too many for lists
 	fields  []string            // fields of the policy that state these ports
 	set     string              // name of the set of numbers, or ""
 }
@@ -68,7 +68,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 			grouped = append(grouped, ports{proto: proto, fields: fields[proto]})
 		default:
 			group := ports{proto: proto, ranges: ranges, fields: fields[proto]}
-			if group.rules() > maxPortRules {
+			if group.lists() > maxPortLists {
 				group.ranges, group.numbers = nil, ranges
 				group.set = conf.NumberSets + ruleset.Hash(key(listed(ranges)))
 			}

@@ -137,6 +137,23 @@ func TestMultiport(t *testing.T) {
 	}
 }
 
+// TestMultiportHoldsAList: one rule matches a whole list of ports, as package policy assumes when it counts rules.
+func TestMultiportHoldsAList(t *testing.T) {
+	ports, ranges := []ruleset.PortRange{}, []ruleset.PortRange{}
+	for i := range uint16(policy.PortsPerList) {
+		ports = append(ports, ruleset.PortRange{First: 10 * i, Last: 10 * i})
+	}
+	for i := range uint16(policy.PortsPerList / 2) {
+		ranges = append(ranges, ruleset.PortRange{First: 10 * i, Last: 10*i + 5})
+	}
+	for _, list := range [][]ruleset.PortRange{ports, ranges} {
+		r := ruleset.Rule{Proto: ruleset.TCP, Ports: list, Action: ruleset.Return}
+		if got := lowerRule(r, conf.IPv4); len(got) != 1 {
+			t.Errorf("a list of ports becomes %d rules: %q", len(got), got)
+		}
+	}
+}
+
 // TestLoweringRemembers: lowering reuses parts of earlier rulesets. The result is the same as without earlier rulesets.
 func TestLoweringRemembers(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))

@@ -164,7 +164,7 @@ func ports(r *rand.Rand) []networkingv1.NetworkPolicyPort {
 		}
 		list = append(list, p)
 	}
-	if r.IntN(40) == 0 { // more ports than one rule of iptables can have, or so many that they need a set
+	if r.IntN(40) == 0 { // more ports than one list can have, or so many that they need a set
 		for i := range pick(r, []int32{20, 80}) {
 			port := intstr.FromInt32(446 + 2*i)
 			list = append(list, networkingv1.NetworkPolicyPort{Port: &port})
