@@ -34,8 +34,8 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// prepareChained finds the pod's link and keeps the link's packets from bypassing policy, unless enforcement is off. The
-// error is bridge.ErrBypassesForward or a *StepError.
+// prepareChained finds the pod's link and keeps the link's packets from bypassing policy, unless enforcement is off.
+// The error is bridge.ErrBypassesForward or a *StepError.
 func (m *making) prepareChained(c *Chained) error {
 	m.record.Addresses, m.record.MAC = c.Addresses, c.MAC
 	if m.record.Enforcement == conf.Off {

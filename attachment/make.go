@@ -116,8 +116,8 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare checks the request. For a chained attachment, it finds the pod's link and does preventBypass. The caller closes
-// the result.
+// prepare checks the request. For a chained attachment, it finds the pod's link and does preventBypass. The caller
+// closes the result.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -163,8 +163,8 @@ func (m *making) undo(cause error) error {
 	return cause
 }
 
-// reserve chooses an address of each family that has a range, writes the record, and assigns the addresses. Meanwhile it
-// has the node's lock.
+// reserve chooses an address of each family that has a range, writes the record, and assigns the addresses. Meanwhile
+// it has the node's lock.
 func (m *making) reserve() error {
 	const step = "reserve addresses"
 	unlock, err := endpoint.Lock()

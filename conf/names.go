@@ -55,13 +55,12 @@ const (
 	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
 	// CutLabel is the bit of a connection's label that marks the connection as cut.
 	CutLabel = 127
-	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). The kernel allocates
-	// memory only for entries that exist.
+	// MaxSetEntries is the largest number of entries of one of weir's sets. The kernel allocates memory only for
+	// entries that exist.
 	MaxSetEntries = 1 << 20
 )
 
-// maxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
-// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
+// maxComment is the length in bytes of weir's longest text for a set's entry, a rule or a link.
 const maxComment = 255
 
 // Comment returns the text, shortened to maxComment bytes. Question marks replace the characters for which isChanged
@@ -82,7 +81,7 @@ func Comment(text string) string {
 	return text
 }
 
-// isChanged reports whether the kernel, iptables or a terminal could change the character or act on it.
+// isChanged reports whether the kernel, a backend or a terminal could change the character or act on it.
 func isChanged(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\'' || r == '\\' }
 
 // Backend is the name of the backend with which the agent enforces policies on this node. It is empty while the

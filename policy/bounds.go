@@ -16,9 +16,8 @@ const (
 	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of classes
 	// don't count.
 	//
-	// A set's number in the kernel has 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h), so all
-	// programs together can have 65,536 sets. iptables takes a second to write maxNodeRules rules. The kernel takes ten
-	// seconds for maxNodeEntries entries.
+	// maxNodeSets leaves enough sets for classes and for other programs. maxNodeRules rules and maxNodeEntries entries can
+	// be written to the kernel in seconds.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if iptables could
-// misread the link's name.
+// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if its name has
+// an odd character. No rule has such a name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -25,8 +25,7 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether the character could have a special meaning for iptables in a link's name. For example, eth+
-// matches all names that begin with eth.
+// odd reports whether the character isn't one of those that link names in rules can have: letters, digits and -._@.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
@@ -109,7 +108,7 @@ func (c *common) chainedPods() chainedPods {
 //
 // A link that the node routes, as with the plugin ptp, belongs to one pod. So a packet from this link is forged if its
 // source isn't an address of the pod. A bridge of another plugin has several pods as ports. Each of these ports has its
-// own rules, because iptables can't look up bridge ports in a set.
+// own rules, because no kind of set has bridge ports.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	// Pods on a bridge have link-local addresses even if no chained pod has another IPv6 address.

@@ -130,7 +130,9 @@ func (h *Handle) Close() {
 	h.lists.Close()
 }
 
-// Create makes the set, unless it exists. It returns an error if a set of this name has another type.
+// Create makes the set, unless it exists. It returns an error if a set of this name has another type. All programs
+// together can have 65,536 sets, because a set's number has 16 bits (ip_set_id_t in
+// include/uapi/linux/netfilter/ipset/ip_set.h).
 //
 // Equivalent to:
 //
@@ -147,6 +149,7 @@ func (h *Handle) Create(s Header) error {
 	if s.Type == BitmapPort { // no comments: with comments, the set would take 512 KB instead of 8 KB
 		options.PortTo = 65535
 	} else {
+		// An entry's comment has at most 255 bytes (IPSET_MAX_COMMENT_SIZE), as conf.Comment ensures.
 		options.Comments, options.MaxElements = true, conf.MaxSetEntries
 	}
 	err := h.h.IpsetCreate(s.Name, s.Type, options)

@@ -73,6 +73,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if r.Dst.IsValid() {
 		t.add("-d ", r.Dst.String())
 	}
+	// For iptables, eth+ would mean all names that begin with eth. policy.LinkOf returns no such name.
 	if r.In != "" {
 		t.add("-i ", r.In)
 	}
@@ -112,7 +113,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	}
 	if r.Comment != "" {
 		// The quotes are always right: iptables-save prints them around comments with spaces, and all of weir's comments
-		// have spaces.
+		// have spaces. xt_comment keeps 255 bytes, as many as conf.Comment returns.
 		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`)
 	}
 	t.target(r)
