@@ -87,7 +87,7 @@ type agent struct {
 // Run runs the agent until ctx ends or a part of the agent fails. It returns the errors of all parts. Sets and
 // rules stay in the kernel.
 func Run(ctx context.Context, o Options) error {
-	lock, err := Lock() // held until every goroutine that changes the kernel has ended
+	lock, err := Lock() // kept until every goroutine that changes the kernel has ended
 	if err != nil {
 		return err
 	}

@@ -343,7 +343,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.want("ended", map[string][]string{})
 }
 
-// earlySets notes the addresses that PurgeEarly got. before says whether the link existed when PurgeEarly was called,
+// earlySets records the addresses that PurgeEarly got. before says whether the link existed when PurgeEarly was called,
 // and after whether it existed when later was called.
 type earlySets struct {
 	podSets

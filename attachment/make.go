@@ -61,7 +61,7 @@ type making struct {
 	pair      bridge.Pair
 	call      *enrolCall // nil if no answer of the agent is awaited
 	enrolled  bool       // the agent has enrolled the pod, or enforcement is off
-	lock      io.Closer  // a lock on the record: while it is held, other processes know that Make is running
+	lock      io.Closer  // a lock on the record: while it is locked, other processes know that Make is running
 }
 
 type enrolCall struct {

@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// commentedSets notes the comments that Deny gets, and whether another process could take the node's lock during Deny.
+// commentedSets records the comments that Deny gets, and whether another process could take the node's lock during
+// Deny.
 type commentedSets struct {
 	otherSets
 	comments map[netip.Addr]string

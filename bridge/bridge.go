@@ -56,7 +56,7 @@ type Bridge struct {
 }
 
 // Ensure returns weir0. It makes the bridge, its addresses and its sysctls, as far as they are missing. With mtu 0, a
-// new bridge gets the MTU of the link with the default route. The caller must hold endpoint.Lock.
+// new bridge gets the MTU of the link with the default route. The caller must have endpoint.Lock.
 //
 // Equivalent to:
 //

@@ -53,8 +53,8 @@ func Compare(all []Property, o *Observed) []Difference {
 const attempts = 3
 
 // Repair restores the wrong properties. It goes on if a property can't be restored, and tries each one up to three
-// times. It returns all properties that were wrong or unknown. The caller must hold endpoint.Lock, and must have read
-// the records while holding it.
+// times. It returns all properties that were wrong or unknown. The caller must have endpoint.Lock, and must have read
+// the records while it had the lock.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int

@@ -159,7 +159,7 @@ func load(path, id string) (*Endpoint, error) {
 	return e, nil
 }
 
-// check returns an error for values that the kernel would refuse. Otherwise one such record would hold up all other
+// check returns an error for values that the kernel would refuse. Otherwise one such record would block all other
 // pods.
 func (e *Endpoint) check() error {
 	var err error

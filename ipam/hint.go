@@ -36,7 +36,7 @@ const (
 // assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may have a
 // set bit. So pick rebuilds them if next finds no free address and links have changed since the last rebuild.
 type hint struct {
-	readOnly bool // true for callers that don't hold endpoint.Lock
+	readOnly bool // true for callers that don't have endpoint.Lock
 }
 
 func (h hint) ensure() error {

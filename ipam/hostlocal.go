@@ -51,14 +51,14 @@ func newHostLocal() *hostLocal {
 }
 
 // earlier returns the earlier of two estimates of the time of the node's start. computed is the present time less the
-// time since the start. noted is the clock's time at the start. The estimates differ if the clock was set since the
+// time since the start. recorded is the clock's time at the start. The estimates differ if the clock was set since the
 // start. If the clock was set once, no file that was written after the start is older than the earlier estimate. If
-// noted is unknown, earlier returns computed.
-func earlier(computed, noted time.Time) time.Time {
-	if noted.IsZero() || computed.Before(noted) {
+// recorded is unknown, earlier returns computed.
+func earlier(computed, recorded time.Time) time.Time {
+	if recorded.IsZero() || computed.Before(recorded) {
 		return computed
 	}
-	return noted
+	return recorded
 }
 
 // birthOf returns the time when the file was made, by the clock of that time. For /run, this is the time of the node's

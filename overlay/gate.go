@@ -38,7 +38,7 @@ type Gate struct {
 type gateSet struct {
 	name, comment string
 	keyType       nftables.SetDatatype
-	// An interval set holds ranges. If the set is concatenated, an element has both ends of its range. Otherwise the end
+	// An interval set has ranges. If the set is concatenated, an element has both ends of its range. Otherwise the end
 	// of a range is an element of its own.
 	interval, concatenated bool
 	elements               []nftables.SetElement

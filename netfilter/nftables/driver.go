@@ -3,8 +3,8 @@
 // transactions (steps.go).
 //
 // Invariants:
-//   - A packet that both the old and the new state deny never passes during a change. This also holds for a packet that
-//     is on its way during a transaction.
+//   - A packet that both the old and the new state deny never passes during a change. This is also true for a packet
+//     that is on its way during a transaction.
 //   - Applying a ruleset twice changes nothing.
 //   - In other programs' tables, the package changes only its own rules in the chain FORWARD of filter (accept.go).
 //     Driver.Legacy does the same in iptables-legacy's tables.

@@ -64,8 +64,8 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 	return len(packets)
 }
 
-// TestNoStepOpens: a packet that both the old and the new state deny never passes during a change. This also holds for
-// a packet that is on its way during a transaction, and has made only some of its look-ups.
+// TestNoStepOpens: a packet that both the old and the new state deny never passes during a change. This is also true
+// for a packet that is on its way during a transaction, and has made only some of its look-ups.
 func TestNoStepOpens(t *testing.T) {
 	several, most := 0, 0
 	for seed := range uint64(35) {

@@ -19,8 +19,8 @@ type tally struct {
 	parts   int
 }
 
-// sync brings the set up to date with its parts. entriesOf returns the entries of a part's set.
-func (c *countedSet) sync(entriesOf func(set string) Entries) {
+// update brings the set up to date with its parts. entriesOf returns the entries of a part's set.
+func (c *countedSet) update(entriesOf func(set string) Entries) {
 	if c.counted == nil {
 		c.fill(entriesOf)
 		return
@@ -40,7 +40,7 @@ func (c *countedSet) sync(entriesOf func(set string) Entries) {
 	}
 }
 
-func (c *countedSet) syncWith(set string, now Entries) {
+func (c *countedSet) updateWith(set string, now Entries) {
 	i, _ := slices.BinarySearchFunc(c.parts, set, func(p part, set string) int { return cmp.Compare(p.set, set) })
 	for ; i < len(c.parts) && c.parts[i].set == set; i++ {
 		c.count(c.parts[i], now)

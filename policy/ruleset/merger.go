@@ -102,15 +102,15 @@ func (m *Merger) decide(r Ruleset, refused Refused) {
 		switch {
 		case c == nil:
 			c = &countedSet{mergedSet: s}
-			c.sync(of)
+			c.update(of)
 		case shared(c.parts, s.parts) && len(changed) < len(s.parts):
 			c.mergedSet = s
 			for name := range changed {
-				c.syncWith(name, of(name))
+				c.updateWith(name, of(name))
 			}
 		default:
 			c.mergedSet = s
-			c.sync(of)
+			c.update(of)
 		}
 		m.sets[s.name] = c
 		return c.entries
@@ -139,7 +139,7 @@ func (m *Merger) refill(changed []int, r Ruleset) {
 			m.out.Sets[at].Entries = s.Entries
 		}
 		for _, c := range m.usersOf(s.Name) {
-			c.syncWith(s.Name, s.Entries)
+			c.updateWith(s.Name, s.Entries)
 			at, _ := find(m.out.Sets, c.name)
 			m.out.Sets[at].Entries = c.entries
 		}

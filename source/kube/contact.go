@@ -73,7 +73,7 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// fail notes that the watch or list has failed. If it failed before, the time of the first failure counts.
+// fail records that the watch or list has failed. If it failed before, the time of the first failure counts.
 func (c *contact) fail(of *failures, what string, err error, told time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

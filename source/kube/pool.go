@@ -101,7 +101,7 @@ func newPools() *pools {
 	p := &pools{strings: pool[string]{
 		hash: hash, equal: func(a, b string) bool { return a == b }, values: map[uint64]*pooled[string]{},
 	}}
-	hold := func(s string) string {
+	keep := func(s string) string {
 		s = p.strings.share(s)
 		p.strings.use(s)
 		return s
@@ -118,7 +118,7 @@ func newPools() *pools {
 		own: func(labels map[string]string) map[string]string {
 			own := make(map[string]string, len(labels))
 			for key, value := range labels {
-				own[hold(key)] = value
+				own[keep(key)] = value
 			}
 			return own
 		},
@@ -140,7 +140,7 @@ func newPools() *pools {
 		own: func(ports []policy.NamedPort) []policy.NamedPort {
 			own := slices.Clip(slices.Clone(ports))
 			for i := range own {
-				own[i].Name, own[i].Proto = hold(own[i].Name), ruleset.Protocol(hold(string(own[i].Proto)))
+				own[i].Name, own[i].Proto = keep(own[i].Name), ruleset.Protocol(keep(string(own[i].Proto)))
 			}
 			return own
 		},

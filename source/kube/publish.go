@@ -98,7 +98,7 @@ func (s *Source) seeAll(ctx context.Context) {
 }
 
 // write starts to write the pod's addresses if the pod's status lacks one of them. After a failure it doesn't try
-// again: kubelet writes the addresses some seconds later. The caller must hold the lock s.published.mu.
+// again: kubelet writes the addresses some seconds later. The caller must have the lock s.published.mu.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {

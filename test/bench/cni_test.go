@@ -200,7 +200,7 @@ func TestADD(t *testing.T) {
 		floor(),
 	}
 	took := map[string][]time.Duration{}
-	note := func(what, who string, d time.Duration) { took[what+" "+who] = append(took[what+" "+who], d) }
+	record := func(what, who string, d time.Duration) { took[what+" "+who] = append(took[what+" "+who], d) }
 	netns := func(c contender, pod string) string {
 		return nodetest.NewNS(t, plain(c.name)+"-"+pod)
 	}
@@ -211,8 +211,8 @@ func TestADD(t *testing.T) {
 		for _, c := range all {
 			added, deleted := once(t, c)
 			if round > 0 { // the first round isn't measured, because it makes the bridges
-				note("ADD", c.name, added)
-				note("DEL", c.name, deleted)
+				record("ADD", c.name, added)
+				record("DEL", c.name, deleted)
 			}
 		}
 	}
@@ -235,8 +235,8 @@ func TestADD(t *testing.T) {
 				wg.Wait()
 				return time.Since(began)
 			}
-			note(fmt.Sprintf("ADD-%d-parallel", *parallel), c.name, each(c.add))
-			note(fmt.Sprintf("DEL-%d-parallel", *parallel), c.name, each(c.del))
+			record(fmt.Sprintf("ADD-%d-parallel", *parallel), c.name, each(c.add))
+			record(fmt.Sprintf("DEL-%d-parallel", *parallel), c.name, each(c.del))
 			for _, path := range paths {
 				nodetest.DelNS(t, path)
 			}

@@ -225,8 +225,8 @@ func (f *flows) turn() map[string][]float64 {
 
 // round changes a policy four times. The first change allows a flow. The second and the third change the policy's port:
 // a new flow is allowed, and the previous flow is denied. The last change makes the policy allow nothing. round calls
-// note for each flow that a change allows or denies.
-func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
+// record for each flow that a change allows or denies.
+func (f *flows) round(wait func(), record func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int
 	for i, port := range []int{portA, portB, portA} {
@@ -236,11 +236,11 @@ func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 		f.Manifest("allow.yaml", fmt.Sprintf(allowing, fmt.Sprintf("{ports: [{port: %d, protocol: UDP}]}", port)))
 		allowed := f.awaitFirst(next)
 		if i == 0 {
-			note("a wider policy allows", began, allowed)
+			record("a wider policy allows", began, allowed)
 		} else {
-			note("a changed policy allows", began, allowed)
+			record("a changed policy allows", began, allowed)
 			at, _ := f.arrived(flow, f.last)
-			note("a changed policy denies", began, at)
+			record("a changed policy denies", began, at)
 			f.end(flow)
 		}
 		flow = next
@@ -248,6 +248,6 @@ func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	wait()
 	began := time.Now()
 	f.Manifest("allow.yaml", fmt.Sprintf(allowing, ""))
-	note("a narrower policy denies", began, f.awaitLast(flow))
+	record("a narrower policy denies", began, f.awaitLast(flow))
 	f.end(flow)
 }

@@ -153,7 +153,7 @@ func TestAudit(t *testing.T) {
 	})
 	n.Reach(batch, db.IP+":5432", false)
 	n.Reach(web, db.IP+":5432", true)
-	// The kernel denies connections a moment before the agent notes that the policy is enforced.
+	// The kernel denies connections a moment before the agent records that the policy is enforced.
 	n.Eventually("weirctl audit knows that the policy is enforced", func() error {
 		if text, err := n.Ctl("audit", "shop/db"); err == nil || !strings.Contains(text, "weirctl audit lists") {
 			return fmt.Errorf("%w\n%s", err, text)

@@ -136,7 +136,7 @@ func TestExplain(t *testing.T) {
 		n.Manifest("shop.yaml", mendable(labels, team, port))
 	}
 	n.Reach(client, db.IP+":80", true)
-	// The kernel allows the connection a moment before the agent notes that the new policies are enforced.
+	// The kernel allows the connection a moment before the agent records that the new policies are enforced.
 	n.Eventually("explain tells that the connection is allowed", func() error {
 		e, code := explain(n, "web/client", db.IP+":80")
 		if code != 0 || e.Result != "allowed" || e.Paths[0].Kernel == nil || e.Paths[0].Kernel.Result != "allowed" {

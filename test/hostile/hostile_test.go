@@ -97,7 +97,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	}
 	time.Sleep(1500 * time.Millisecond) // until incomplete fragments have timed out, which takes a second
 	o.collect(200 * time.Millisecond)
-	o.note(over, "")
+	o.record(over, "")
 	end()
 	return classify(t, frames, o, changes, strict)
 }

@@ -168,7 +168,7 @@ func (o *observer) readLog(fd int) error {
 				}
 			}
 			if id, ok := marked(packet); ok {
-				o.note(id, prefix)
+				o.record(id, prefix)
 			}
 			b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
 		}
@@ -183,7 +183,7 @@ func (o *observer) isOver() bool {
 	return o.seen[over] != nil
 }
 
-func (o *observer) note(id int, what string) {
+func (o *observer) record(id int, what string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.seen[id] == nil {
@@ -202,7 +202,7 @@ func (o *observer) collect(silence time.Duration) {
 			}
 			switch {
 			case ok:
-				o.note(id, where)
+				o.record(id, where)
 			case where == toE && !groups(data):
 				o.others[gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.Default).String()]++
 			}

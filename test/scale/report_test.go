@@ -294,9 +294,9 @@ func TestReport(t *testing.T) {
 	r := &runs{Reference: 100}
 	for _, pods := range []int{100, 1000, 10000, 100000} {
 		for round := 1; round <= 6; round++ {
-			r.note("now", pods, rowADD.under(0), []float64{float64(pods * round), float64(pods * round)})
-			r.note("now", pods, rowIdle, []float64{0.5})
-			r.note("now", pods, rowRSS, []float64{50 + float64(pods)*2048/1e6})
+			r.record("now", pods, rowADD.under(0), []float64{float64(pods * round), float64(pods * round)})
+			r.record("now", pods, rowIdle, []float64{0.5})
+			r.record("now", pods, rowRSS, []float64{50 + float64(pods)*2048/1e6})
 		}
 	}
 	text := r.report()
@@ -330,10 +330,10 @@ func TestReport(t *testing.T) {
 func TestAttacks(t *testing.T) {
 	r := &runs{}
 	for _, l := range []latency{rowADD, rowPolicyDeny} {
-		r.note("now", 100, l.attacked(""), []float64{10, 20, 30})
+		r.record("now", 100, l.attacked(""), []float64{10, 20, 30})
 		for _, a := range cluster.Attacks {
-			r.note("now", 100, l.attacked(a.Name), []float64{30, 35, 40})
-			r.note("now", 100, rowAttackMemory+a.Name, []float64{123})
+			r.record("now", 100, l.attacked(a.Name), []float64{30, 35, 40})
+			r.record("now", 100, rowAttackMemory+a.Name, []float64{123})
 		}
 	}
 	want := "| none | 20.0 | 1.00 | 20.0 | 1.00 |  |\n" +

@@ -132,7 +132,7 @@ func (r *runs) get(agent string, pods int, row string) *run {
 	return r.Runs[i]
 }
 
-func (r *runs) note(agent string, pods int, row string, values []float64) {
+func (r *runs) record(agent string, pods int, row string, values []float64) {
 	x := r.get(agent, pods, row)
 	if x == nil {
 		x = &run{Agent: agent, Pods: pods, Row: row}

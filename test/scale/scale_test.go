@@ -205,16 +205,16 @@ func (o *orchestrator) turn(round int, f func(*remoteNode)) {
 	}
 }
 
-func (o *orchestrator) note(r *remoteNode, row string, values ...float64) {
-	o.runs.note(r.agent, r.pods, row, values)
+func (o *orchestrator) record(r *remoteNode, row string, values ...float64) {
+	o.runs.record(r.agent, r.pods, row, values)
 }
 
-func (o *orchestrator) noteStart(r *remoteNode, s started) {
-	o.note(r, rowReady, s.Ready)
-	o.note(r, rowAfterLists, s.AfterLists)
-	o.note(r, rowRSS, s.Memory.RSS)
-	o.note(r, rowAnonymous, s.Memory.Anonymous)
-	o.note(r, rowPeak, s.Memory.Peak)
+func (o *orchestrator) recordStart(r *remoteNode, s started) {
+	o.record(r, rowReady, s.Ready)
+	o.record(r, rowAfterLists, s.AfterLists)
+	o.record(r, rowRSS, s.Memory.RSS)
+	o.record(r, rowAnonymous, s.Memory.Anonymous)
+	o.record(r, rowPeak, s.Memory.Peak)
 }
 
 func (o *orchestrator) startAll() {
@@ -222,19 +222,19 @@ func (o *orchestrator) startAll() {
 	for _, r := range o.nodes {
 		r.launch(dir)
 		s := ask[started](r, request{Do: "start"})
-		o.noteStart(r, s)
+		o.recordStart(r, s)
 		o.runs.Machine.IPTables = s.IPTables
 		o.Logf("%s, %d pods: ready after %.2f s, %.2f s after the lists; RSS %.0f MB, peak %.0f", r.agent, r.pods, s.Ready,
 			s.AfterLists, s.Memory.RSS, s.Memory.Peak)
 		fills := ask[[]float64](r, request{Do: "fill"})
-		o.note(r, rowFill, fills...)
+		o.record(r, rowFill, fills...)
 		o.Logf("%s, %d pods: added %d pods", r.agent, r.pods, len(fills))
 	}
 }
 
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
-		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
+		o.turn(i, func(r *remoteNode) { o.recordStart(r, ask[restarted](r, request{Do: "restart"}).started) })
 	}
 	if !*writesFlag {
 		return
@@ -245,7 +245,7 @@ func (o *orchestrator) restarts() {
 		for _, k := range s.Writes {
 			sum += k
 		}
-		o.note(r, rowWrites, float64(sum))
+		o.record(r, rowWrites, float64(sum))
 		o.Logf("%s, %d pods: a restart wrote %v", r.agent, r.pods, s.Writes)
 	}
 }
@@ -259,7 +259,7 @@ func (o *orchestrator) idle() {
 		}
 		wg.Wait()
 		for i, r := range o.nodes {
-			o.note(r, rowIdle, 100*use[i].Seconds/use[i].Wall)
+			o.record(r, rowIdle, 100*use[i].Seconds/use[i].Wall)
 		}
 	}
 }
@@ -275,13 +275,13 @@ func (o *orchestrator) latencies() {
 					ask[bool](r, request{Do: "stream", Rate: rate, Mix: *mixFlag})
 					time.Sleep(settle)
 				}
-				o.note(r, rowADD.under(rate), ask[[]float64](r, request{Do: "add", N: 4})...)
+				o.record(r, rowADD.under(rate), ask[[]float64](r, request{Do: "add", N: 4})...)
 				e := ask[effects](r, request{Do: "policy"})
-				o.note(r, rowPolicy.under(rate), slices.Concat(e.Deny, e.Allow)...)
-				o.note(r, rowPolicyDeny.under(rate), e.Deny...)
+				o.record(r, rowPolicy.under(rate), slices.Concat(e.Deny, e.Allow)...)
+				o.record(r, rowPolicyDeny.under(rate), e.Deny...)
 				e = ask[effects](r, request{Do: "peer"})
-				o.note(r, rowPeer.under(rate), slices.Concat(e.Deny, e.Allow)...)
-				o.note(r, rowPeerDeny.under(rate), e.Deny...)
+				o.record(r, rowPeer.under(rate), slices.Concat(e.Deny, e.Allow)...)
+				o.record(r, rowPeerDeny.under(rate), e.Deny...)
 				if rate > 0 {
 					ask[bool](r, request{Do: "stream"})
 				}
@@ -295,21 +295,21 @@ func (o *orchestrator) windows() {
 		for _, rate := range o.rates {
 			o.turn(round, func(r *remoteNode) {
 				use := o.window(r, rate, *mixFlag)
-				o.note(r, rowCPU.under(rate), 100*use.Seconds/use.Wall)
-				o.note(r, rowDecoding.under(rate), 100*use.Decoding/use.Wall)
-				o.note(r, rowBytes, float64(use.Bytes)/float64(max(use.Events, 1)))
+				o.record(r, rowCPU.under(rate), 100*use.Seconds/use.Wall)
+				o.record(r, rowDecoding.under(rate), 100*use.Decoding/use.Wall)
+				o.record(r, rowBytes, float64(use.Bytes)/float64(max(use.Events, 1)))
 			})
 		}
 		o.turn(round, func(r *remoteNode) {
 			use := o.window(r, meaninglessRate, "1:0:0")
 			idle := o.runs.median(r.agent, r.pods, rowIdle) / 100 * use.Wall
 			changes := float64(max(use.Changes, 1))
-			o.note(r, rowMeaningless, 1000*(use.Seconds-idle)/changes)
-			o.note(r, rowBeyond, 1000*(use.Seconds-idle-use.Decoding)/changes)
+			o.record(r, rowMeaningless, 1000*(use.Seconds-idle)/changes)
+			o.record(r, rowBeyond, 1000*(use.Seconds-idle-use.Decoding)/changes)
 		})
 		o.turn(round, func(r *remoteNode) {
 			use := ask[cpuUse](r, request{Do: "toggle", Rate: 10, Seconds: *secondsFlag})
-			o.note(r, rowToggle, 100*use.Seconds/use.Wall)
+			o.record(r, rowToggle, 100*use.Seconds/use.Wall)
 		})
 	}
 }
@@ -329,11 +329,11 @@ func (o *orchestrator) attacks() {
 	for i, a := range cluster.Attacks {
 		o.turn(i, func(r *remoteNode) {
 			s := ask[attacked](r, request{Do: "attack", N: i, Rounds: *attackFlag})
-			o.note(r, rowADD.attacked(""), s.ADD...)
-			o.note(r, rowPolicyDeny.attacked(""), s.Deny...)
-			o.note(r, rowADD.attacked(a.Name), s.ADDUnder...)
-			o.note(r, rowPolicyDeny.attacked(a.Name), s.DenyUnder...)
-			o.note(r, rowAttackMemory+a.Name, s.Memory.Peak)
+			o.record(r, rowADD.attacked(""), s.ADD...)
+			o.record(r, rowPolicyDeny.attacked(""), s.Deny...)
+			o.record(r, rowADD.attacked(a.Name), s.ADDUnder...)
+			o.record(r, rowPolicyDeny.attacked(a.Name), s.DenyUnder...)
+			o.record(r, rowAttackMemory+a.Name, s.Memory.Peak)
 			o.Logf("%s, %d pods, %s: ADD %.0f ms, denial %.0f ms, peak %.0f MB", r.agent, r.pods, a.Name, s.ADDUnder,
 				s.DenyUnder, s.Memory.Peak)
 		})
@@ -343,8 +343,8 @@ func (o *orchestrator) attacks() {
 func (o *orchestrator) finish() {
 	for _, r := range o.nodes {
 		m := ask[memory](r, request{Do: "memory"})
-		o.note(r, rowRSSEnd, m.RSS)
-		o.note(r, rowPeakEnd, m.Peak)
+		o.record(r, rowRSSEnd, m.RSS)
+		o.record(r, rowPeakEnd, m.Peak)
 	}
 	fmt.Print(o.runs.report())
 	if *docsFlag != "" {

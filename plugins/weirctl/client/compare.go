@@ -91,25 +91,25 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 
 func differs(a enforced.Answer, want enforced.ShortForm, i int) string {
 	w, h := want.Pods[i], a.ShortForm.Pods[i]
-	for _, direction := range []struct{ name, want, held string }{
+	for _, direction := range []struct{ name, want, have string }{
 		{"ingress", w.Ingress, h.Ingress}, {"egress", w.Egress, h.Egress},
 	} {
-		if direction.held == "" {
+		if direction.have == "" {
 			if direction.want == "" {
 				continue // the pod must be closed in this direction, and it is
 			}
 			return fmt.Sprintf("the pod %s is in no %s class, so it is closed", w.Pod, direction.name)
 		}
-		wanted, held := want.Classes[direction.want], a.ShortForm.Classes[direction.held]
-		if wanted.Equal(held) {
+		wanted, have := want.Classes[direction.want], a.ShortForm.Classes[direction.have]
+		if wanted.Equal(have) {
 			continue
 		}
-		return fmt.Sprintf("%s of the pod %s: %s", direction.name, w.Pod, classDiffers(held, wanted, a))
+		return fmt.Sprintf("%s of the pod %s: %s", direction.name, w.Pod, classDiffers(have, wanted, a))
 	}
 	return ""
 }
 
-func classDiffers(held, want enforced.Class, a enforced.Answer) string {
+func classDiffers(have, want enforced.Class, a enforced.Answer) string {
 	list := func(c enforced.Class) string {
 		if len(c.Audited) > 0 {
 			return "audited policies: " + strings.Join(c.Audited, ", ")
@@ -117,32 +117,32 @@ func classDiffers(held, want enforced.Class, a enforced.Answer) string {
 		return cmp.Or(strings.Join(c.Policies, ", "), "no policy")
 	}
 	switch {
-	case !slices.Equal(held.Policies, want.Policies), !slices.Equal(held.Audited, want.Audited):
-		return fmt.Sprintf("it is under %s, and should be under %s", list(held), list(want))
-	case held.Chain != want.Chain && len(a.Problems) > 0:
+	case !slices.Equal(have.Policies, want.Policies), !slices.Equal(have.Audited, want.Audited):
+		return fmt.Sprintf("it is under %s, and should be under %s", list(have), list(want))
+	case have.Chain != want.Chain && len(a.Problems) > 0:
 		return fmt.Sprintf("a policy can't be enforced as written: %s", a.Problems[0])
-	case held.Chain != want.Chain:
-		return fmt.Sprintf("%s has other rules (%s) than its object now means (%s); the node runs %s", list(held),
-			held.Chain, want.Chain, a.Version)
+	case have.Chain != want.Chain:
+		return fmt.Sprintf("%s has other rules (%s) than its object now means (%s); the node runs %s", list(have),
+			have.Chain, want.Chain, a.Version)
 	}
-	return setsDiffer(held.Sets, want.Sets)
+	return setsDiffer(have.Sets, want.Sets)
 }
 
-func setsDiffer(held, want []enforced.Set) string {
+func setsDiffer(have, want []enforced.Set) string {
 	for _, w := range want {
-		i := slices.IndexFunc(held, func(h enforced.Set) bool { return h.Name == w.Name })
+		i := slices.IndexFunc(have, func(h enforced.Set) bool { return h.Name == w.Name })
 		if i < 0 {
 			return fmt.Sprintf("the set %s is missing", w.Name)
 		}
-		if held[i] != w {
-			return fmt.Sprintf("the set %s has %d entries, and should have %d with other contents", w.Name, held[i].Entries,
+		if have[i] != w {
+			return fmt.Sprintf("the set %s has %d entries, and should have %d with other contents", w.Name, have[i].Entries,
 				w.Entries)
 		}
 	}
 	return ""
 }
 
-func differInPeers(held, want enforced.ShortForm) string {
+func differInPeers(have, want enforced.ShortForm) string {
 	sets := func(of enforced.ShortForm) map[string]enforced.Set {
 		all := map[string]enforced.Set{}
 		for _, c := range of.Classes {
@@ -154,7 +154,7 @@ func differInPeers(held, want enforced.ShortForm) string {
 		}
 		return all
 	}
-	h, w := sets(held), sets(want)
+	h, w := sets(have), sets(want)
 	for _, name := range slices.Sorted(maps.Keys(w)) {
 		if h[name] != w[name] {
 			return fmt.Sprintf("the set %s doesn't have the pod's addresses yet", name)

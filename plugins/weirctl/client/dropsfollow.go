@@ -155,7 +155,7 @@ func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.start()
 }
 
-// start says once how many nodes are followed, as soon as each node has answered or failed. The caller holds mu.
+// start says once how many nodes are followed, as soon as each node has answered or failed. The caller has locked mu.
 func (f *follower) start() {
 	if f.started {
 		return

@@ -85,7 +85,7 @@ type snapshot struct {
 }
 
 // snapshot returns the kind's current objects. version must be the server's current resource version. The caller must
-// hold the server's lock.
+// have the server's lock.
 func (r *resource) snapshot(version uint64) snapshot {
 	s := snapshot{kind: r.kind, version: version, base: slices.Clone(r.base)}
 	for _, o := range r.objects {

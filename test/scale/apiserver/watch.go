@@ -33,7 +33,7 @@ type watch struct {
 
 // tell encodes the event for each watch, and queues it. A real API server encodes events on another machine. So a
 // measurement begins when tell returns, and doesn't include the encoding. If the queue of a watch is full, the watch
-// ends. The caller must hold the lock.
+// ends. The caller must have the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)
