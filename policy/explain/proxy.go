@@ -27,7 +27,7 @@ func (in entrance) external(s *policy.Service) bool {
 	return in.outside || in.node != "" || in.address.IsValid() && !slices.Contains(s.ClusterIPs, in.address)
 }
 
-// receiver returns the only node whose endpoints kube-proxy may use, and the field of the Service that demands this.
+// receiver returns the only node whose endpoints kube-proxy may use, and the field of the Service that says so.
 // field is "" if kube-proxy may use endpoints on all nodes. With internalTrafficPolicy: Local, node is "" if the
 // sender's node is unknown. externalTrafficPolicy: Local doesn't limit connections to a nodePort of the sender's node.
 func (in entrance) receiver(s *policy.Service) (node, field string) {

@@ -33,7 +33,7 @@ var directories = []string{
 // links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// checkName demands a registry in the image's name. Without a registry, each container runtime would add its own
+// checkName requires a registry in the image's name. Without a registry, each container runtime would add its own
 // default.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)

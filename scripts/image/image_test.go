@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
-// TestRulesHaveTheirExtensions: if a golden file's rule needs an extension, check demands it.
+// TestRulesHaveTheirExtensions: if a golden file's rule needs an extension, check requires it.
 func TestRulesHaveTheirExtensions(t *testing.T) {
 	files, err := filepath.Glob("../../netfilter/iptables/testdata/*.rules")
 	if err != nil || len(files) == 0 {
