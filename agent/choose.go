@@ -203,7 +203,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		}
 		if text := fmt.Sprint(err); text != failed {
 			if failed = text; err != nil {
-				a.Log.Warn("it can't be read which backend suits the node; the agent keeps the backend, and tries again",
+				a.Log.Warn("the agent can't find out which backend suits the node; it changes nothing, and tries again",
 					"error", err)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -80,9 +81,11 @@ func TestPreventBypass(t *testing.T) {
 	filtered(false)
 	n.must(m.preventBypass(links))
 	filtered(true)
+	readOnly := filepath.Join(t.TempDir(), "disable_ipv6")
+	n.must(os.WriteFile(readOnly, []byte("0"), 0o400))
 	for _, tc := range []struct{ breaks, step string }{
 		{
-			"mount --bind -o ro /etc/passwd /proc/sys/net/ipv6/conf/vpod/disable_ipv6",
+			"mount --bind -o ro " + readOnly + " /proc/sys/net/ipv6/conf/vpod/disable_ipv6",
 			"keep the pod's packets from bypassing policy",
 		},
 		{"ip -n pod link del eth0", "find the pod's link"},

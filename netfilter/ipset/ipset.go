@@ -131,7 +131,7 @@ func (h *Handle) Close() {
 }
 
 // Create makes the set, unless it exists. It returns an error if a set of this name has another type. All programs
-// together can have 65,536 sets, because a set's number has 16 bits (ip_set_id_t in
+// together can have fewer than 65,536 sets, because a set's number has 16 bits (ip_set_id_t in
 // include/uapi/linux/netfilter/ipset/ip_set.h).
 //
 // Equivalent to:

@@ -279,6 +279,7 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
+		f.gone = time.Time{}
 		return !d.started && f.empty() && !was
 	}
 	if missing {

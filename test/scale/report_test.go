@@ -116,9 +116,9 @@ func (r *runs) columnsTable(
 	sizes, _ := r.columns()
 	head := ""
 	if ratios {
-		head = "ratio"
+		head = "ratio "
 	}
-	fmt.Fprintf(&b, "| %s |", head)
+	fmt.Fprintf(&b, "| %s|", head)
 	for _, s := range sizes {
 		fmt.Fprintf(&b, " %s pods |", thousands(s))
 	}
