@@ -76,8 +76,8 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// readmit decides again which addresses count for the pods of changed Nodes. The function changed reports whether the
-// Node of this name has changed.
+// readmit decides again, for the pods of changed Nodes, which of their addresses policies use (see believed). The
+// function changed reports whether the Node of this name has changed.
 func (e *Engine) readmit(changed func(node string) bool) {
 	left := 0
 	for node, pods := range e.placed {

@@ -159,8 +159,7 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 	return all
 }
 
-// foreign reports whether the connection comes to a node's nodePort or hostPort from outside of the
-// node.
+// foreign reports whether the connection comes to a node's nodePort or hostPort from outside of the node.
 func (in entrance) foreign() bool { return in.node != "" && (in.outside || in.sender != in.node) }
 
 // passes reports whether there is a path from s to t. If in.node forwards a packet to a pod of another node, the

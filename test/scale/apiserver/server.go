@@ -39,7 +39,7 @@ type Kind struct {
 	Namespaced bool
 	New        func() Object
 	NewList    func(meta metav1.ListMeta, items []Object) runtime.Object
-	// Base may be nil.
+	// Base makes the objects that exist from the beginning. If Base is nil, there are none.
 	Base Base
 }
 
