@@ -37,7 +37,6 @@ const (
 // maxQuoted is the largest number of bytes that an error quotes of a value.
 const maxQuoted = 80
 
-// keyError returns an error with the key, the beginning of its value, and the reason.
 func keyError(kind ErrorKind, key, value, why string) error {
 	if len(value) > maxQuoted {
 		value = strings.ToValidUTF8(value[:maxQuoted], "") + "…" // without a character that is cut in two

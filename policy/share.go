@@ -36,8 +36,9 @@ type tenant struct {
 	skipped    float64 // entries of sets that were counted in vain, because the node has no capacity for them
 }
 
-// grant grants all demands if the node has the capacity. Otherwise divide decides. A demand is never granted if one of
-// its sets is too large, or hasn't been counted yet.
+// grant decides which demands (the rules and sets for one peer and group of ports) the ruleset gets. If the node has
+// the capacity for all demands together, each is granted, except demands with a set that is too large or whose entries
+// aren't counted yet. If the capacity isn't enough, divide decides.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {

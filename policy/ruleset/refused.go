@@ -8,7 +8,7 @@ import (
 // Exactly one of Kind, Rule, SetKind and Set names the part. The others are empty.
 type Refusal struct {
 	Family conf.Family
-	// Kind is the name of a Kind: a part that several rules can have.
+	// Kind is the Name of a Kind (see below), such as the look-up of a peer in a set. Several rules can have this part.
 	Kind string
 	// Rule is the Key of one rule of a policy.
 	Rule    string
