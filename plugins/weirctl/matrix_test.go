@@ -162,8 +162,8 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
-// TestDiffNamesUnenforcedPolicies: if the file also has objects that diff can compare, a note names the policy that weir
-// doesn't enforce. If the file has only this policy, diff fails, and the error names it.
+// TestDiffNamesUnenforcedPolicies: if the file also has objects that diff can compare, a note names the policy that
+// weir doesn't enforce. If the file has only this policy, diff fails, and the error names it.
 func TestDiffNamesUnenforcedPolicies(t *testing.T) {
 	const cluster = "{kind: ClusterNetworkPolicy, apiVersion: policy.networking.k8s.io/v1alpha2, metadata: {name: c}}"
 	const isNotEnforced = "ClusterNetworkPolicy.policy.networking.k8s.io is a kind of policy that weir doesn't enforce: " +

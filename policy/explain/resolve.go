@@ -125,7 +125,7 @@ func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePo
 	return nil, policy.ServicePort{}
 }
 
-// PodNames returns "NAMESPACE/NAME" of each pod once, in order. Pods that have only an endpoint on the node are included.
+// PodNames returns "NAMESPACE/NAME" of each pod once, in order, also of pods that have only an endpoint on the node.
 func (c *Cluster) PodNames() []string {
 	var all []string
 	for i := range c.Pods {
