@@ -83,7 +83,8 @@ func addressesOf(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// evaluateAudited reports whether audited policies would drop the packet of the line.
+// evaluateAudited returns the audited policies that would drop the line's packet, and the pods at the packet's ends. ok
+// is false if they would not drop it.
 func evaluateAudited(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),

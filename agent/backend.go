@@ -33,8 +33,8 @@ type Backend interface {
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.
 	Reread(addrs ...netip.Addr) (changed bool)
-	// Members returns the addresses that are in a class according to the kernel. An earlier agent may have put them
-	// there.
+	// Members returns the addresses that are in a class (ruleset.Class) according to the kernel. An earlier agent may
+	// have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
 	// Apply makes the kernel's state equal to the ruleset. Meanwhile, a packet that both the old and the new ruleset
@@ -59,8 +59,8 @@ type Backend interface {
 	// Inspect compares the kernel's state for these packets with the ruleset. It changes nothing.
 	Inspect(ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet) (netfilter.Inspection, error)
 
-	// Watch calls the function heard for each new generation of the rules until ctx ends. concerned is true if weir uses
-	// something that changed. Generation 0 means that messages were lost.
+	// Watch calls the function heard for each new generation of the rules (nf_tables' number of a change) until ctx
+	// ends. concerned is true if weir uses something that changed. Generation 0 means that messages were lost.
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	Generation() (uint32, error)
 	// Knows reports whether the backend already knows the change with this generation: the backend made the change

@@ -193,7 +193,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// pay sets when the next walk may begin.
+// pay sets when the next walk may begin after this one (see shortestPeriod).
 func (c *cutting) pay(w walkResult) {
 	if c.next = c.paid; w.began.After(c.next) {
 		c.next = w.began

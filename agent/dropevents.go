@@ -11,7 +11,7 @@ import (
 
 const maxEventsWaiting = 64
 
-// dropEvents makes Event objects for pods with dropped packets.
+// dropEvents turns dropped packets into Event objects of pods. While the queue is full, it leaves further events out.
 type dropEvents struct {
 	to     PodAnnouncer // nil if no events are made
 	events *drops.Events

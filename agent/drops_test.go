@@ -35,7 +35,7 @@ func (brokenLog) Read(_ context.Context, _ time.Duration, each func(*nflog.Packe
 	return 3, errLogGone
 }
 
-// TestLogErrorLosesNoCount: if the log fails, earlier counts are still reported.
+// TestLogErrorLosesNoCount: if reading dropped packets fails, the packets that were counted before are still reported.
 func TestLogErrorLosesNoCount(t *testing.T) {
 	a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
 	c := newDropCounter(a.drops.lines)

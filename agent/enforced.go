@@ -23,8 +23,8 @@ const (
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// enforcedNow returns the source's position. ok is true if the kernel's rules contain all changes up to this
-// position. s is nil if the source never knows its position.
+// enforcedNow returns the source's position: how far its watches have come. ok is true if the kernel's rules contain
+// all changes up to this position. s is nil if the source never knows its position.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {

@@ -18,7 +18,7 @@ type (
 	sourceUpdate struct {
 		*policy.Delta
 		err  error
-		told time.Time // when the source told the agent
+		told time.Time // when the source reported the changes
 	}
 	recordsChanged struct{ dirwatch.Change }
 	enrolRequest   struct{ *enrolment }

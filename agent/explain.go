@@ -34,7 +34,8 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin returns false if the client has gone. If it returns true, the caller must call end.
+// begin waits until no other question is being answered. It returns false if the client goes before that. If it returns
+// true, the caller must call end.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:

@@ -45,8 +45,8 @@ func (a *adds) forget(attachments int) {
 	}
 }
 
-// keepGuard repairs the guard in each round that reads everything from the kernel, and in every round until a round has
-// succeeded. If neither nf_tables nor the records have changed, it doesn't read the guard.
+// keepGuard repairs the guard (see package bridge) in each round that reads everything from the kernel, and in every
+// round until a round has succeeded. If neither nf_tables nor the records have changed, it doesn't read the guard.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// linkLocalView remembers how the agent last applied the table "bridge weir-link-local".
+// linkLocalView remembers how the agent last applied the table "bridge weir-link-local" (see package bridge).
 type linkLocalView struct {
 	known bool     // false if the kernel's table may differ
 	ports []uint32 // the indexes of the ports of pods on other plugins' bridges, sorted

@@ -19,7 +19,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHandleAllHandlesAllThatWait: if several events wait, handleAll handles them all, so one reconcile is enough.
 func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})

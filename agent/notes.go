@@ -2,8 +2,8 @@ package agent
 
 import "github.com/weir-net/weir/policy/ruleset"
 
-// problemsOfBackend returns a problem for each of the backend's notes. After a failed apply, the last notes stay. If no
-// backend works, problemsOfBackend returns one problem that says so.
+// problemsOfBackend returns a problem for each of the backend's notes (netfilter.Result.Notes). After a failed apply,
+// the last notes stay. If no backend works, problemsOfBackend returns one problem that says so.
 func (r *round) problemsOfBackend() []ruleset.Problem {
 	object := "this node"
 	if r.Node.Name != "" {

@@ -39,8 +39,8 @@ func (o *overlayView) problems() []ruleset.Problem {
 	return slices.Concat(o.plan.Problems, o.refused, o.gate.blocked)
 }
 
-// heedNews decides what the loop reads again after the changes that upkeep has heard of. Changes of the underlay wait
-// for the next resync, because on some nodes they come all the time.
+// heedNews decides what the loop reads again after the changes that upkeep has heard of. Changes of the underlay (the
+// paths to other nodes) wait for the next resync, because on some nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	o := &a.overlay
 	o.unchecked = a.upkeep.overlay.Swap(false) || o.unchecked

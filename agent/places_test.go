@@ -126,7 +126,6 @@ func TestUnseenPlaces(t *testing.T) {
 	}
 }
 
-// lines is a writer that hands each line to a channel.
 type lines struct {
 	ctx context.Context
 	to  chan<- string

@@ -120,7 +120,6 @@ func TestManyProblemsAreHeld(t *testing.T) {
 	}
 }
 
-// TestMisplacedPodsHaveOneOrder: in each round, the problems of misplaced pods have the same order.
 func TestMisplacedPodsHaveOneOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

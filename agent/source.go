@@ -21,7 +21,7 @@ type Source interface {
 
 // Lookup is a Source that can be asked for one pod.
 type Lookup interface {
-	// Lookup returns the pod of that namespace and name. ok is false if there is no such pod.
+	// Lookup returns the pod of that namespace and name, whatever its UID. ok is false if there is no such pod.
 	Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error)
 }
 
@@ -39,10 +39,10 @@ type Contact interface {
 	Contact() error
 }
 
-// Files is a Source that reads files.
+// Files is a Source that reads the objects from files (see package manifests).
 type Files interface {
-	// Files returns the result of reading each file. Any goroutine may call it. The caller must not change the
-	// result.
+	// Files returns each file with the states of its objects (agentapi.FileState). Any goroutine may call it. The
+	// caller must not change the result.
 	Files() []agentapi.File
 }
 

@@ -19,12 +19,12 @@ import (
 // All reports are made from a status. A status never changes, so reports needn't wait for the loop.
 type status struct {
 	enforced *snapshot
-	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change
-	// nothing on this node.
+	// delta is the number of the last delta (a change of the source's objects) that is enforced. It may be higher than
+	// enforced.delta, because most deltas change nothing on this node.
 	delta    uint64
 	ready    bool
 	lastSync time.Time
-	tool     string // the result of the backend's method Tool
+	tool     string // the tool that writes the rules (Backend.Tool)
 	// inUse is the name of the backend in use, and reason says why it was chosen.
 	inUse, reason string
 	// cleaning is true while the loop has to remove the sets and rules of other backends.

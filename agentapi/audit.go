@@ -21,13 +21,15 @@ type AuditReport struct {
 	Dropped []AuditedTraffic `json:"wouldDrop"`
 	// More counts connections of further kinds, for which there was no room in Dropped.
 	More uint64 `json:"more,omitempty"`
-	// Unevaluated counts the connections that the agent could not evaluate, for all policies together.
+	// Unevaluated counts the connections that the agent could not evaluate, for all policies together. For example, the
+	// agent evaluates no connection of a pod that has ended.
 	Unevaluated uint64 `json:"unevaluated,omitempty"`
 	// Trouble says why the agent reads no packets. It is empty if the agent reads them.
 	Trouble string `json:"trouble,omitempty"`
 }
 
-// AuditedTraffic stands for all connections of one kind that audited policies would drop.
+// AuditedTraffic stands for all connections that audited policies would drop and that are of one kind: with the same
+// direction, policies, protocol and port, between ends of the same kinds (AuditedEnd.Kind).
 type AuditedTraffic struct {
 	Direction string `json:"direction"`
 	// Policies are the audited policies that would isolate the pod. None of them allows the connections.
@@ -50,7 +52,7 @@ type AuditedEnd struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Name is the name of one of the pods. It is empty if no pod has the address, or if several pods have the address.
 	Name string `json:"name,omitempty"`
-	// Node is the name of the node that has the address.
+	// Node is the name of the node that itself has the address. A pod's node isn't named here.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }

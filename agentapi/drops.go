@@ -20,8 +20,8 @@ const DropsPath = "/v1/drops"
 
 type DropKind string
 
-// Each packet that the kernel logs is counted in a Drop of one of these kinds. Only packets that were logged for
-// audited policies may be missing.
+// Each dropped packet that the kernel logs is counted in a Drop of one of these kinds. Packets that have passed, and
+// are logged for audited policies (ByAudit), may be missing.
 const (
 	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
@@ -64,7 +64,7 @@ type Drop struct {
 type DropEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Node is the name of the node that has the address.
+	// Node is the name of the node that itself has the address. A pod's node isn't named here.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
 	// Port is a TCP, UDP or SCTP port. A source's port is the port of the first packet only.

@@ -62,7 +62,8 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByOther, "a rule of another program"},
 }
 
-// ReasonMeans returns the meaning of the reason. A later agent may have reasons that this weirctl doesn't know.
+// ReasonMeans returns the meaning of the reason. A later agent may have reasons that this weirctl doesn't know: for
+// these, it returns "reason: " and the reason.
 func ReasonMeans(reason string) string {
 	for _, r := range Reasons {
 		if r.Reason == reason {

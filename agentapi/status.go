@@ -103,7 +103,7 @@ type PodStatus struct {
 // Values of PodStatus.Ingress and PodStatus.Egress if the agent knows of no policy that isolates the pod.
 const (
 	ClassOpen   = "open"   // no policy isolates the pod
-	ClassClosed = "closed" // the pod is in no class
+	ClassClosed = "closed" // the pod is in no class, so its new connections are dropped
 	// ClassAudited comes before the names of the audited policies that would isolate the pod.
 	ClassAudited = "open, audited by "
 	// ClassBefore means that an earlier agent's rules still apply to the pod.

@@ -53,7 +53,6 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// wantNothingLeft reports an error if any part of the attachment is left.
 func wantNothingLeft(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()

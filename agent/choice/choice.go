@@ -24,7 +24,7 @@ type Seen struct {
 	Lacks func(conf.Backend) []string
 }
 
-// Choice is a backend, with the reason for it.
+// Choice is a backend. Reason says why it was chosen, and which features the node lacks for a preferred backend.
 type Choice struct {
 	Backend conf.Backend // empty if neither backend works
 	Reason  string
@@ -64,7 +64,7 @@ func want(s Seen, previous conf.Backend) (b conf.Backend, why string) {
 	return conf.Iptables, "kube-proxy has no rules, and iptables is the default"
 }
 
-// Other returns the backend that isn't b.
+// Other returns the one of the two backends that isn't b. For an empty b, it returns Nftables.
 func Other(b conf.Backend) conf.Backend {
 	if b == conf.Nftables {
 		return conf.Iptables

@@ -22,7 +22,8 @@ const (
 
 // Notice has the contents of an Event object for a pod, about drops of one kind.
 type Notice struct {
-	// Key is equal for drops of one kind.
+	// Key is equal for drops of one kind: with the same reason, direction, protocol and destination port, between the
+	// same pods or addresses.
 	Key  string
 	Pod  string // the pod whose policies dropped the packets, or that sent forbidden packets
 	Note string

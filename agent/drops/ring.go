@@ -15,7 +15,7 @@ const (
 	ringBytes   = 8 << 20
 )
 
-// Entry is a drop with the number of its sender's account.
+// Entry is a drop. Sender is the number of its sender's account (see Line.Sender).
 type Entry struct {
 	*agentapi.Drop
 	Sender uint64

@@ -55,7 +55,7 @@ type Line struct {
 	Sender uint64
 }
 
-// Sums counts packets. Only one goroutine may use it.
+// Sums counts packets of the same kind together until Lines or Rest returns the counts. Only one goroutine may use it.
 type Sums struct {
 	// IsPod reports whether the address may belong to a pod, on any node.
 	IsPod func(netip.Addr) bool
@@ -114,7 +114,7 @@ type rest struct {
 	Line
 }
 
-// NewSums returns Sums without packets. The caller must set IsPod.
+// NewSums returns Sums without packets. Until the caller sets IsPod, no address counts as a pod's.
 func NewSums() *Sums {
 	return &Sums{
 		IsPod: func(netip.Addr) bool { return false }, seed: maphash.MakeSeed(), prefixes: map[string]*Prefix{},
