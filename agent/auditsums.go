@@ -102,7 +102,6 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 	s.addRoom(kind, kind.room())
 }
 
-// tooLarge reports whether the pod's labels are too large to keep. p may be nil.
 func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLabels }
 
 func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// chooser chooses the node's backend, again and again. It remembers what it saw and which backends it tried.
+// chooser chooses the node's backend, again and again. From one choice to the next, it remembers where it saw rules of
+// kube-proxy, and which backends it tried.
 type chooser struct {
 	Options
 	seen choice.Seen

@@ -17,8 +17,9 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 	"server, or has not read all of its objects yet")
 
 const (
-	// Until the question's versions are enforced, serveEnforced looks again every enforcedLook, for at most
-	// longestEnforcedWait. It can't wait for a reconcile, because most changes of objects cause no reconcile.
+	// Until the question's position (enforced.Question.At) is enforced, serveEnforced looks again every
+	// enforcedLook, for at most longestEnforcedWait. It can't wait for a reconcile, because most changes of objects
+	// cause no reconcile.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )

@@ -13,7 +13,7 @@ import (
 )
 
 type nodeClaims struct {
-	stated   []policy.Node // the source's Nodes with all their claims
+	stated   []policy.Node // the source's Nodes with all their claims (addresses and podCIDRs)
 	accepted []policy.Node
 	problems []ruleset.Problem
 	local    []claims.UnderlayAddress // addresses that this node itself needs

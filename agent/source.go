@@ -52,7 +52,7 @@ type Announcer interface {
 	Announce(ctx context.Context, reason, message string)
 }
 
-// PodAnnouncer is a Source that makes Event objects for pods.
+// PodAnnouncer is a Source that makes Event objects for this node's pods, for example about dropped packets.
 type PodAnnouncer interface {
 	// AnnounceOnPod makes the event, or counts it in an earlier event with the same key. It waits a short time for the
 	// server. Only one goroutine may call it.

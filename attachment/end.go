@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being ended. It records which steps are done.
+// ending records which steps of an attachment's end are done.
 type ending struct {
 	id        string
 	record    *endpoint.Endpoint
