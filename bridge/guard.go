@@ -39,7 +39,6 @@ type Sender struct {
 	Addresses []endpoint.Address
 }
 
-// Command returns the shell command that adds the sender to the sets senders4 and senders6.
 func (s Sender) Command() string {
 	var all []string
 	for _, a := range s.Addresses {
@@ -66,7 +65,7 @@ func (s Sender) elements() elements {
 	return all
 }
 
-// allElements returns the sender's elements in all sets of the guard.
+// allElements returns what elements returns, and the sender's elements in quickSet.
 func (s Sender) allElements() elements {
 	all := s.elements()
 	if quick := s.quick(); len(quick) > 0 {

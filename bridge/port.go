@@ -48,7 +48,6 @@ type Port struct {
 	Alias     string       // the alias of the node's end, which names the pod
 }
 
-// Sender returns the MAC and the addresses under which the port may send.
 func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
 // Pair is a veth pair that AddPort has made.
@@ -123,7 +122,7 @@ func newLink(replies [][]byte) (Link, error) {
 	return l, err
 }
 
-// linkIn reads the kernel's answer to a question about one link.
+// linkIn returns the link that the only reply describes. Without exactly one such reply, it returns batch.ErrNoAnswer.
 func linkIn(replies [][]byte) (l Link, err error) {
 	ok := false
 	if len(replies) == 1 {

@@ -167,7 +167,6 @@ func (f forwardingEntry) String() string {
 	return fmt.Sprintf("%s forwards frames to MAC %s to port %s", Name, f.MAC, f.HostIf)
 }
 
-// Command returns the command that adds the entry, or replaces an entry with the same MAC.
 func (f forwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
@@ -207,7 +206,6 @@ func (n neighbour) String() string {
 	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
 }
 
-// Command returns the command that adds the entry, or replaces an entry with the same address.
 func (n neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }

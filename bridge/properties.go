@@ -37,7 +37,7 @@ type Pod struct {
 	HostIf    string
 	MAC       net.HardwareAddr
 	Addresses []endpoint.Address
-	// Up means that the port should be up, because the pod is enrolled.
+	// Up means that the port should be up, because the pod is enrolled (the agent enforces policies on it).
 	Up bool
 }
 

@@ -38,7 +38,6 @@ func fourOnly(p Pod) Pod {
 	return p
 }
 
-// TestProperties compares the repair commands of a node's properties with the wanted ones.
 func TestProperties(t *testing.T) {
 	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge " +
 		"mcast_snooping 0 stp_state 0 vlan_filtering 0"

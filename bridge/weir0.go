@@ -153,7 +153,6 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWLINK, 0, ifInfo(unix.AF_UNSPEC, index), info)
 }
 
-// gatewayAddress is the property that weir0 has a gateway's address.
 type gatewayAddress struct{ Gateway netip.Prefix }
 
 func (a gatewayAddress) Kind() Kind { return KindAddress }
@@ -199,7 +198,6 @@ func (a gatewayAddress) restore(h netlinksafe.Handle, _ *Observed) error {
 	return nil
 }
 
-// routeToBridge is the property that a route leads to weir0.
 type routeToBridge struct {
 	Dst                          netip.Prefix
 	Table, Type, Scope, Protocol int

@@ -28,7 +28,7 @@ type Enforcement string
 const (
 	// Strict fails ADD: without the agent's answer there is no pod. It is the default.
 	Strict Enforcement = "strict"
-	// Closed lets the pod start, but without connections until the agent has enrolled the pod.
+	// Closed lets the pod start, but without connections until the agent has enrolled the pod (enforces policies on it).
 	Closed Enforcement = "closed"
 	// Off makes only the network: ADD asks no agent, and no policy is enforced on the pod.
 	Off Enforcement = "off"

@@ -53,7 +53,8 @@ const (
 	// log text of the table's rules for packets to pods.
 	LinkLocalLogPrefix   = LogPrefix + "link-local"
 	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
-	// CutLabel is the bit of a connection's label that marks the connection as cut.
+	// CutLabel is the bit of a connection's label that marks the connection as cut: policies allowed it before, and
+	// don't allow it any more.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's sets. The kernel allocates memory only for
 	// entries that exist.

@@ -9,7 +9,7 @@ import "strings"
 // These sets have fixed names. The names of all other sets end with a hash.
 const (
 	// PodsSet has the addresses of the node's pods, except pods with enforcement off. The kernel drops new connections
-	// from and to these addresses unless the pods' classes allow the connections.
+	// from and to these addresses unless the pods' classes (see ruleset.Class) allow the connections.
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
@@ -64,7 +64,7 @@ const (
 	// LinkLocalChain drops pods' packets from and to link-local addresses on another plugin's bridge. IPv6 only.
 	LinkLocalChain = ownChain + "LINK-LOCAL"
 	// These chains log and drop every packet. The chain's name in the log's text says why the packet is dropped.
-	CutChain       = ownChain + "CUT"       // packets of cut connections
+	CutChain       = ownChain + "CUT"       // packets of cut connections (see CutLabel)
 	MidstreamChain = ownChain + "MIDSTREAM" // packets of TCP connections that connection tracking doesn't know
 	NoPodChain     = ownChain + "NO-POD"    // packets from weir0 but from no pod, or to weir0 but to no pod
 	ForgedChain    = ownChain + "FORGED"    // packets that come by a pod's link, but not from the pod's addresses
@@ -198,7 +198,6 @@ const (
 	ChainOfEgress
 )
 
-// KindOfChain returns the purpose of the chain with this name.
 func KindOfChain(name string) ChainKind {
 	switch {
 	case strings.HasPrefix(name, IngressClassChains):

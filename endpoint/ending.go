@@ -92,7 +92,7 @@ func LockBusy(id string) BusyLock {
 	return BusyLock{f}
 }
 
-// Locked reports whether this process has locked the record.
+// Locked returns false if LockBusy couldn't open or lock the record.
 func (l BusyLock) Locked() bool { return l.file != nil }
 
 // Wait turns the lock into a shared lock, before the process waits for the node's lock. From then on, another process

@@ -89,7 +89,6 @@ type Address struct {
 // ID returns the attachment's ID, which is unique on the node.
 func (e *Endpoint) ID() string { return ID(e.ContainerID, e.IfName) }
 
-// ID returns an attachment's ID: the container's ID and the interface's name.
 func ID(containerID, ifName string) string { return containerID + ":" + ifName }
 
 func path(id string) string { return filepath.Join(recordsDir, id+suffix) }

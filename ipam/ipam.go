@@ -34,7 +34,6 @@ const (
 	lastDir      = "/var/lib/cni/weir/last"
 )
 
-// Request says which addresses a pod is to get.
 type Request struct {
 	// Ranges are the ranges to assign from. The pod gets one address of each family, in the order in which the families
 	// first appear.
@@ -252,7 +251,8 @@ func Release(id string, addr netip.Addr) error {
 	return nil
 }
 
-// Assignments returns the ID of the attachment for each assigned address.
+// Assignments returns the attachment's ID for each assigned address. Files that other programs left in the
+// directory of addresses don't count.
 func Assignments() (map[netip.Addr]string, error) {
 	entries, err := os.ReadDir(addressesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -34,7 +34,6 @@ func (e *ExhaustedError) Error() string {
 		strings.Join(names, ", "), size(e.Ranges))
 }
 
-// Remedy says how the reader of the error can get free addresses.
 func (e *ExhaustedError) Remedy() string {
 	return "an address is free again when its pod is deleted; \"weirctl pods\" lists the pods and their addresses. " +
 		"For more pods, give the node a larger range, or lower kubelet's maxPods to the number of addresses"

@@ -11,16 +11,12 @@ import (
 // directories can be built.
 type Watcher struct{}
 
-// New returns an error: only Linux has inotify.
 func New(string) (*Watcher, error) { return nil, errors.ErrUnsupported }
 
-// NewTree returns an error: only Linux has inotify.
 func NewTree(string) (*Watcher, error) { return nil, errors.ErrUnsupported }
 
-// Watch returns an error: only Linux has inotify.
 func (*Watcher) Watch(map[string]bool) error { return errors.ErrUnsupported }
 
-// Next returns an error: only Linux has inotify.
 func (*Watcher) Next() (Change, error) { return Change{}, errors.ErrUnsupported }
 
 func (*Watcher) Close() error { return nil }

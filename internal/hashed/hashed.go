@@ -29,7 +29,6 @@ func New[K comparable, V any](key func(*V) K) Map[K, V] {
 	}
 }
 
-// Get returns the value of the key, or nil.
 func (m *Map[K, V]) Get(k K) *V {
 	if v := m.values[m.hash(k)]; v != nil && m.key(v) == k {
 		return v
@@ -49,7 +48,6 @@ func (m *Map[K, V]) Put(v *V) {
 	delete(m.others, k)
 }
 
-// Delete removes the value of the key, if any.
 func (m *Map[K, V]) Delete(k K) {
 	h := m.hash(k)
 	if at := m.values[h]; at != nil && m.key(at) == k {
@@ -59,7 +57,6 @@ func (m *Map[K, V]) Delete(k K) {
 	delete(m.others, k)
 }
 
-// Len returns the number of values.
 func (m *Map[K, V]) Len() int { return len(m.values) + len(m.others) }
 
 // All yields the keys and values, in random order. The caller may delete the value that was just yielded.

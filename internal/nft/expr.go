@@ -20,7 +20,6 @@ func Log(prefix string, group uint16) []expr.Any {
 	}}
 }
 
-// WithoutLog returns the rule without its log statements.
 func (r Rule) WithoutLog() Rule {
 	r.Exprs = slices.DeleteFunc(slices.Clone(r.Exprs), func(e expr.Any) bool {
 		_, logs := e.(*expr.Log)

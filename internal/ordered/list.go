@@ -15,7 +15,6 @@ type List[K comparable, T any] struct {
 	last    []T
 }
 
-// NewList returns an empty list. The function key returns a value's key, and compare orders the keys.
 func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List[K, T] {
 	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
 }
@@ -39,7 +38,6 @@ func (l *List[K, T]) Remove(values ...*T) {
 	}
 }
 
-// Replace removes the old values, and adds the new ones.
 func (l *List[K, T]) Replace(was, now []*T) {
 	l.Remove(was...)
 	l.Put(now...)

@@ -31,7 +31,6 @@ type node[K, V comparable] struct {
 	rank        uint32 // the key's hash; a child's rank is never higher
 }
 
-// New returns an empty map. compare orders the keys.
 func New[K comparable, V comparable](compare func(a, b K) int) Map[K, V] {
 	return Map[K, V]{compare: compare}
 }

@@ -49,7 +49,6 @@ type zone [2]byte
 
 const labelBytes = 16
 
-// key returns the attributes that identify the entry.
 func (c Connection) key() []*nl.RtAttr {
 	key := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple)}
 	if c.zone != (zone{}) {

@@ -35,7 +35,7 @@ func held(queues []byte) bool {
 	return false
 }
 
-// Load says how full the connection table is.
+// Load says how full the connection table is: it has Entries, and room for Most (0 means no limit).
 type Load struct {
 	Entries, Most int
 	// Evicted is how many entries the kernel has deleted so far to make room for new ones. It does so only if the table

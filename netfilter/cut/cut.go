@@ -151,7 +151,6 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
-// keep adds the connection to Known, the list of cut connections, unless the list is full.
 func (w *walk) keep(c conntrack.Connection) {
 	if len(w.Known) < maxKnown {
 		c.Cut = true

@@ -43,7 +43,6 @@ var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPor
 // markRevision is the first revision of hash:ip in which entries can have marks (Linux 3.19).
 const markRevision = 4
 
-// ErrNotExist means that there is no set of this name.
 var ErrNotExist = errors.New("no such ipset")
 
 // Entry is an entry of a set. The set's type decides which fields are used:
@@ -92,7 +91,7 @@ type Set struct {
 // Header has the properties with which a set was created, but not its entries.
 type Header struct {
 	Name, Type string
-	Family     conf.Family // the family of the set's entries
+	Family     conf.Family
 	// Marks is true if entries can have marks (skbinfo). Headers doesn't set this field.
 	Marks bool
 }

@@ -95,7 +95,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 }
 
 // TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a class's rule that
-// logs would-drops is missing, the chain is incomplete, and KeepClosed closes the family.
+// logs would-drops is missing, the chain is incomplete, and KeepClosed closes the family (with a ruleset without
+// classes).
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
