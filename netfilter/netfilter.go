@@ -27,7 +27,7 @@ const (
 	Trust Verify = iota
 	// Rules reads the tables whose chains drop packets, if they may have changed. It doesn't read sets, so it is quick.
 	Rules
-	// All reads everything.
+	// All reads all sets and tables, except those that certainly haven't changed.
 	All
 )
 
@@ -45,7 +45,6 @@ func Accepted(chained ruleset.Entries) []ruleset.Rule {
 }
 
 type Result struct {
-	// Changed is true if Apply has changed something in the kernel.
 	Changed bool
 	// Closes is true if the new rules may deny an established connection that was allowed before.
 	Closes bool

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// ConcernsGuard reports whether the change is in a table of the guard or the gate, or in the table for link-local
-// addresses. Both backends watch these tables.
+// ConcernsGuard reports whether the change is in a table of the guard (package bridge) or the gate (package overlay),
+// or in the table for link-local addresses. Both backends watch these tables.
 func ConcernsGuard(c nftnl.Change) bool {
 	switch c.Family {
 	case unix.NFPROTO_BRIDGE:

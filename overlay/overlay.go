@@ -21,7 +21,7 @@ import (
 // include/uapi/linux/if_link.h).
 const addrGenModeNone = 1
 
-// Overlay writes plans to the kernel.
+// Overlay writes the VXLAN device, the entries and the routes of a Plan to the kernel. A Gate writes the rest.
 type Overlay struct{ h netlinksafe.Handle }
 
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
@@ -58,7 +58,7 @@ func (o *Overlay) Apply(p Plan) (Applied, error) {
 	if !p.NodeAddress.IsValid() {
 		return all, o.removeRoutes()
 	}
-	tunnel := 0 // the index of the VXLAN device
+	tunnel := 0 // the index of the VXLAN device, or 0 if no remote is behind a tunnel
 	refused := refusals{}
 	made := false
 	if slices.ContainsFunc(p.Remotes, func(remote Remote) bool { return !remote.Direct }) {

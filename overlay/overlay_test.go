@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// zones makes a router and nodes n1, n2, n3, each in a subnet of its own. Node I has 172.20.I.10 and
+// zones makes a router and nodes n1, n2, n3, each in a subnet of its own. Node nI has 172.20.I.10 and
 // 2001:db8:I::10. Its pod has 100.96.I.5 and fd00:96:I::5.
 func zones(t *testing.T) map[string]*Overlay {
 	t.Helper()
@@ -287,7 +287,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	}
 	overlays := zones(t)
 	for _, under := range []struct {
-		addresses string // the addresses of node I
+		addresses string // the addresses of node nI (see zones)
 		mtu       int
 	}{
 		{"172.20.I.10 2001:db8:I::10", 1350},

@@ -40,9 +40,9 @@ type Driver struct {
 	// pods is true for a family if the family's set of all pods may have entries (HasPods).
 	pods     [len(conf.Families)]bool
 	lowering lowering
-	// support says for each family whether the kernel and iptables support numbers of classes.
+	// support says for each family whether the kernel and iptables support numbers of classes (see numbers.go).
 	support  [len(conf.Families)]support
-	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes
+	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes (numbers.go)
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
 	known    nftnl.KnownChanges
@@ -91,8 +91,8 @@ func (d *Driver) Close() {
 //
 //   - An UnknownError says that some tables can't be read. weir's rules were written to these tables all the same.
 //   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
-//   - If a change fails with another error, Apply tries to close the pods of each family whose chains that drop packets
-//     are incomplete.
+//   - If a change fails with another error, Apply tries to close the pods (see closeAll) of each family whose chains
+//     that drop packets are incomplete.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {

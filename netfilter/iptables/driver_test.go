@@ -178,7 +178,6 @@ func listing(t *testing.T) string {
 	return all[conf.IPv4] + all[conf.IPv6]
 }
 
-// listings returns the rules and sets of each family.
 func listings(t *testing.T) (all [len(conf.Families)]string) {
 	for f, program := range []string{"iptables-save", "ip6tables-save"} {
 		for line := range strings.Lines(nodetest.Run(t, program)) {

@@ -36,12 +36,12 @@ type LegacyForward struct {
 }
 
 type legacyForward struct {
-	known bool           // true if Keep can skip the chain until the next Forget
-	rules []ruleset.Rule // the wanted rules
-	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
-	wrote bool           // true if Keep has changed weir's rules in the chain
-	note  string         // why the chain still drops pods' packets
-	again time.Time      // after a failure, the earliest time of the next try
+	known bool // true if Keep can skip the chain until the next Forget
+	rules []ruleset.Rule
+	print fingerprint // fingerprint of the table when it had the wanted rules; empty if unknown
+	wrote bool        // true if Keep has changed weir's rules in the chain
+	note  string      // why the chain still drops pods' packets
+	again time.Time   // after a failure, the earliest time of the next try
 }
 
 // legacyTime limits how long one Keep may run programs. After a failure, Keep waits for legacyPause before it tries

@@ -38,7 +38,6 @@ func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err
 	return found, nil
 }
 
-// refuseOthers returns an error if one of the chains has rules of other programs.
 func refuseOthers(r *nftnl.Reader, f conf.Family, name string, chains []string) error {
 	rules, err := rulesOf(r, f, name)
 	if err != nil {

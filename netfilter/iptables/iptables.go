@@ -196,7 +196,6 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 	return nil
 }
 
-// hasOwn reports whether the table has one of weir's chains.
 func (f Flavour) hasOwn(family conf.Family, name string) (bool, error) {
 	chains, err := f.chains(family, name)
 	return slices.ContainsFunc(chains, conf.OwnChain), err

@@ -71,11 +71,11 @@ type chainKey struct {
 	name   string
 }
 
-// lower lowers the ruleset to iptables rules and ipsets, without numbers of classes.
+// lower lowers the ruleset to iptables rules and ipsets, without numbers of classes (see numbers.go).
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower lowers the ruleset. In a family with numbers of classes, one set of numbered pods takes the place of all class
-// sets of a direction.
+// lower lowers the ruleset. In a family with numbers of classes (see numbers.go), one set of numbered pods takes the
+// place of all class sets of a direction.
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
@@ -156,8 +156,8 @@ func (m *lowering) set(s ruleset.Set) loweredSet {
 
 type loweredChain struct {
 	rules   []ruleset.Rule
-	numbers *numbering // the numbers of classes, if this is a dispatch chain; otherwise nil
-	around  bool       // true if the family has numbers of classes
+	numbers *numbering // the numbers of classes (numbers.go), if this is a dispatch chain; otherwise nil
+	around  bool       // true if the family has numbers of classes (numbers.go)
 	parts   int        // how many parts of divided sets the rules look up
 	chains  []chain
 }
@@ -206,7 +206,6 @@ func lowerChain(
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
 
-// only returns the sets, chains and jumps of these families.
 func (l *lowered) only(families []conf.Family) *lowered {
 	part := *l
 	part.sets, part.chains, part.jumps = nil, nil, nil

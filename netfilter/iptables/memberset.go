@@ -95,7 +95,7 @@ func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	return text == commentOf(e, set)
 }
 
-// Sets returns the sets that the ruleset has in the kernel. It doesn't read the kernel.
+// Sets returns the sets that the driver makes in the kernel for the ruleset. It doesn't read the kernel.
 func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	byNumber := func(s ruleset.Set) bool { return s.Role == ruleset.Members && d.byNumber[s.Family].Load() }
 	for _, s := range r.Sets {

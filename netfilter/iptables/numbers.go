@@ -131,7 +131,7 @@ type assignment struct {
 	byNumber map[int][]ruleset.Element // nil until membersByNumber is called
 	with     func(ruleset.Element) *class
 	wanted   map[string]bool // names of the classes' chains
-	next     map[int]string  // results of findSuccessor
+	next     map[int]string  // results of findSuccessor, by number
 }
 
 func (a *assignment) keep() {

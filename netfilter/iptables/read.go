@@ -50,7 +50,7 @@ func (d *Driver) Unread() bool {
 
 // HasPods reports whether the family's set of all pods may have entries. It returns true if the set had entries when it
 // was last read, or has got entries since. Only a new reading shows that the set is empty, because Apply doesn't delete
-// strays.
+// strays (netfilter.Result.Strays).
 func (d *Driver) HasPods(f conf.Family) bool {
 	d.pods[f] = d.pods[f] || d.have != nil && d.have.sets[f.Set(conf.PodsSet)].entries.Len() > 0
 	return d.pods[f]

@@ -83,7 +83,7 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 		d.pods[f] = d.pods[f] && exists[f.Set(conf.PodsSet)]
 	}
 	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends between these
-	// two readings, its address counts as a stray, so there should be little time between them.
+	// two readings, its address counts as a stray (netfilter.Result.Strays), so there should be little time between them.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }

@@ -106,8 +106,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply returns a RefusedError. If the
-// kernel refuses another part, Apply returns another error.
+// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, such as a policy's rule, Apply returns
+// a RefusedError. If the kernel refuses another part, Apply returns another error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

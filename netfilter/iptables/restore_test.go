@@ -248,7 +248,6 @@ func TestOffendingLine(t *testing.T) {
 	}
 }
 
-// lockXtables takes the lock that programs of iptables-legacy take.
 func lockXtables(t *testing.T) *os.File {
 	t.Helper()
 	nodetest.Run(t, "iptables-legacy", "-t", "mangle", "-L")

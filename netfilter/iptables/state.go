@@ -208,7 +208,7 @@ func (r *reading) set() set {
 }
 
 // after returns the state of the kernel after the plan has made it equal to want. left has unneeded sets that still
-// exist. Strays count as deleted, although they are still in the kernel.
+// exist. Strays (plan.strays) count as deleted, although they are still in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// support says whether the kernel and iptables support numbers of classes in a family. Numbers need ipset's option
-// skbinfo, and the target SET with the option --map-set (Linux 3.19).
+// support says whether the kernel and iptables support numbers of classes (see numbers.go) in a family. Numbers need
+// ipset's option skbinfo, and the target SET with the option --map-set (Linux 3.19).
 type support int
 
 const (
@@ -31,8 +31,9 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	return d.lowering.lower(r, n)
 }
 
-// supports reports whether the kernel and iptables support numbers of classes in the family. It makes trials until a
-// trial has a clear result, and remembers this result. If the kernel has a set of numbered pods, it makes no trial.
+// supports reports whether the kernel and iptables support numbers of classes (see numbers.go) in the family. It makes
+// trials until a trial has a clear result, and remembers this result. If the kernel has a set of numbered pods, it
+// makes no trial.
 //
 // Equivalent to:
 //
@@ -73,8 +74,8 @@ func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	return d.support[f] == supported
 }
 
-// numbers returns the numbers of the family's classes, by dispatch chain. If there are more classes than numbers, it
-// returns nil.
+// numbers returns the numbers of the family's classes (see numbers.go), by dispatch chain. If there are more classes
+// than numbers, it returns nil.
 func (m *lowering) numbers(have *state, f conf.Family, r ruleset.Ruleset) map[string]*numbering {
 	mangle := have.tables[f][checks]
 	if mangle.numbers == nil && mangle.unknown == nil {

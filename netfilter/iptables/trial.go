@@ -168,7 +168,6 @@ func (d *Driver) removeTrial(ctx context.Context, f conf.Family) {
 	}
 }
 
-// trialChains returns the names of the trial's chains that exist in the table.
 func (f Flavour) trialChains(family conf.Family, table string) ([]string, error) {
 	all, err := f.chains(family, table)
 	return slices.DeleteFunc(all, func(name string) bool {

@@ -10,9 +10,9 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// concerns reports whether the change is in a table of the guard or the gate, in a chain of weir's, or in a built-in
-// chain in which weir has rules. If one of iptables' tables itself is added, changed or deleted, concerns returns true
-// too.
+// concerns reports whether the change is in a table of the guard or the gate (see netfilter.ConcernsGuard), in a chain
+// of weir's, or in a built-in chain in which weir has rules. If one of iptables' tables itself is added, changed or
+// deleted, concerns returns true too.
 func concerns(c nftnl.Change) bool {
 	if netfilter.ConcernsGuard(c) {
 		return true

@@ -37,7 +37,7 @@ type Flow struct {
 	// EtherType is the packet's EtherType. If the packet is neither IPv4, IPv6 nor ARP, all other fields are zero.
 	EtherType uint16
 	Proto     uint8
-	// Type and Code are the type and the code of an ICMP packet.
+	// Type and Code belong to an ICMP packet. They are 0 for other packets, and in a later fragment.
 	Type, Code uint8
 	// SrcPort and DstPort are the ports of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 in a later fragment.
 	SrcPort, DstPort uint16

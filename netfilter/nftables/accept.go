@@ -35,10 +35,10 @@ func concernsAccept(c nftnl.Change) bool {
 
 // accepting is what the driver knows of one family's chain FORWARD.
 type accepting struct {
-	known bool        // true if the chain has the wanted rules, or doesn't exist
-	rules []nftnl.Sum // the wanted rules
-	wrote bool        // true if the driver has changed weir's rules in the chain
-	drops []string    // a sentence for each chain of another program that drops pods' packets
+	known bool // true if the chain has the wanted rules, or doesn't exist
+	rules []nftnl.Sum
+	wrote bool     // true if the driver has changed weir's rules in the chain
+	drops []string // a sentence for each chain of another program that drops pods' packets
 }
 
 // acceptRules returns weir's rules for the chain FORWARD. The rules can't look up weir's sets, because these are in

@@ -76,8 +76,8 @@ const triesOfAChange = 3
 //
 //   - After a RefusedError, the kernel has the old state, or a state between the old and the new. The caller must leave
 //     the refused parts out of the next ruleset.
-//   - If a transaction fails with another error, Apply tries to close the pods of each family whose rules in the kernel
-//     don't check all packets.
+//   - If a transaction fails with another error, Apply tries to close the pods (see closeAll) of each family whose
+//     rules in the kernel don't check all packets.
 //   - If Apply can't read weir's tables, it closes no pods.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	var all netfilter.Result

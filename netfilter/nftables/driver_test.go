@@ -288,8 +288,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a rule that logs
-// would-drops is missing, the chain counts as incomplete.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a rule is
+// missing that logs what these policies would drop, the chain counts as incomplete.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -313,8 +313,8 @@ func TestAuditedClassesStand(t *testing.T) {
 }
 
 // TestKeepClosed: KeepClosed doesn't change a family's chains if they are complete, even if another version of weir has
-// made them. To a family whose chains are not complete, it applies the closed ruleset. It also keeps the chains of a
-// family that the closed ruleset lacks: records may have been lost.
+// made them. To a family whose chains are not complete, it applies the ruleset without classes. It also keeps the
+// chains of a family that this ruleset lacks: endpoint records may have been lost.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -125,7 +125,8 @@ func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	return l
 }
 
-// complete adds the chain for labels, and the sets of ports and of address pairs that the table's rules use.
+// complete adds the chain for labels (see the action labels), and the sets of ports and of address pairs (see variants)
+// that the table's rules use.
 func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	t.chains = append(t.chains, chain{
 		Chain: nftnl.Chain{Name: conf.LabelsChain, Comment: "weir: no packet comes here"},

@@ -25,7 +25,7 @@ type plan struct {
 	// strays are the addresses in the sets of all pods for which no attachment is known. The plan doesn't delete them,
 	// because a new attachment may not be known yet.
 	strays  []netip.Addr
-	deletes []nftnl.Question // the elements that the plan deletes
+	deletes []nftnl.Question
 	// next is the state after the plan. adds is true for a family whose table also keeps the sets and chains that next
 	// lacks.
 	next state

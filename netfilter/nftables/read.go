@@ -269,7 +269,7 @@ func (d *Driver) beginRefresh() error {
 		}
 	}
 	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends between these
-	// two readings, its address counts as a stray.
+	// two readings, its address counts as a stray (netfilter.Result.Strays).
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})

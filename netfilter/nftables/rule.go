@@ -37,8 +37,8 @@ const (
 	innerEnd ruleset.Part = "source, and destination inside of it" // for sets with the layout InnerPair
 )
 
-// labels is the action that gives a connection the label of cut connections. No packet meets the rule with this action.
-// The rule exists because the kernel makes room for labels only while some rule writes labels.
+// labels is the action that gives a connection the label of cut connections (see package cut). No packet meets the rule
+// with this action. The rule exists because the kernel makes room for labels only while some rule writes labels.
 const labels ruleset.Action = "label as cut"
 
 type condition struct {

@@ -188,7 +188,7 @@ func (t *table) find(name string) (set, bool) {
 	return t.sets[i], true
 }
 
-// Sets returns the sets and maps that the ruleset has in the kernel. It doesn't read the kernel.
+// Sets returns the sets and maps that the driver makes in the kernel for the ruleset. It doesn't read the kernel.
 func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	for _, s := range r.Sets {
 		if s.Role == ruleset.Members {

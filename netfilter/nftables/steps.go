@@ -22,16 +22,16 @@ type step int
 
 const (
 	makesNew   step = iota // makes new sets and chains, which no packet meets yet
-	allowsLess             // only allows less
+	allowsLess             // lets no packet pass that was denied before
 	movesPods              // moves pods between two classes; each class allows something that the other one denies
-	allowsMore             // only allows more
+	allowsMore             // denies no packet that was allowed before
 )
 
 // change is a change of one family's table. It says in which step each element changes.
 type change struct {
 	have    kernelTable
 	want    *table
-	steps   map[string]map[ruleset.Element]step // by set and element
+	steps   map[string]map[ruleset.Element]step // by the name of the set
 	rules   bool                                // true if rules of existing chains change
 	any     [allowsMore + 1]bool
 	moving  []string // names of the maps in which pods move
@@ -99,7 +99,7 @@ func (c *change) set(s set, had kernelSet) {
 		case s.role == ruleset.Members && d.Had && d.Has:
 			at = c.move(target(d.Was), target(d.Now))
 		case s.role == ruleset.Attached && !d.Has:
-			continue // strays are not deleted
+			continue // strays (plan.strays) are not deleted
 		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // the set decides only about masquerading
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
 			at = allowsLess

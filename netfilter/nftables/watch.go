@@ -12,8 +12,8 @@ import (
 func (d *Driver) TellsOfChanges() bool { return true }
 
 // Watch calls the function heard for every generation (change number) of nf_tables until ctx ends. concerned is true if
-// the change touched a table of weir, of the guard or of the gate, or a chain FORWARD of iptables-nft. Generation 0
-// means that messages were lost. Watch may run at the same time as all other methods.
+// the change touched a table of weir, of the guard or of the gate (see netfilter.ConcernsGuard), or a chain FORWARD of
+// iptables-nft. Generation 0 means that messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {

@@ -18,7 +18,6 @@ type Batch struct{ messages []message }
 
 func (b *Batch) Empty() bool { return len(b.messages) == 0 }
 
-// Refusal says which request the kernel refuses, and why.
 type Refusal struct {
 	About any // the caller's name for the request, or nil
 	Err   error

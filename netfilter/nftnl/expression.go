@@ -61,7 +61,7 @@ func sum(expressions Expressions, userdata []byte) Sum {
 // expression. Registers have the numbers 0 to 15, and each has 32 bits.
 type Expressions []byte
 
-// All yields the name and the attributes of each expression.
+// All yields the name and the attributes of each expression, in order. They are parts of e.
 func (e Expressions) All() iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, values []byte) bool) {
 		for _, one := range netattrs.In(e) {

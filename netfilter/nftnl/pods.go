@@ -19,7 +19,7 @@ func WeirTable(f conf.Family) Table {
 	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
 }
 
-// These are the comments of weir's tables and of the sets of all pods.
+// PodSets and the backend nftables give weir's tables and the sets of all pods the same comments.
 const (
 	WeirTableComment = "weir: network policies of this node's pods"
 	PodsComment      = "weir: this node's pods"

@@ -15,7 +15,7 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// ErrNotExist means that the kernel has no such table, set or element.
+// ErrNotExist means that the kernel has no such table, chain, set or element.
 var ErrNotExist = errors.New("nf_tables has no such object")
 
 // IsMissing reports whether the error means that the kernel has no such object, or no nf_tables at all (EINVAL).

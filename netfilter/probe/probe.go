@@ -242,7 +242,6 @@ func (t *Trial) port(need int) uint16 {
 	return portOf(t.receivers[need])
 }
 
-// Close closes the trial's sockets.
 func (t *Trial) Close() error {
 	var errs []error
 	for _, c := range append(t.receivers, t.sender) {
