@@ -17,7 +17,7 @@ import (
 
 // Traffic counts tunnel packets since the gate was made.
 type Traffic struct {
-	Accepted  uint64 // tunnel packets that the gate has accepted
+	Accepted  uint64
 	Delivered uint64 // tunnel packets that have passed all firewalls of the host
 }
 
@@ -265,7 +265,6 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
-// countingChains are the chains with rules that count tunnel packets.
 var countingChains = []string{"tunnel", "last"}
 
 func ReadTraffic() (Traffic, error) {

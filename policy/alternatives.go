@@ -81,8 +81,8 @@ func (x *isolating) of(pods ...*Pod) alternatives {
 	return all
 }
 
-// auditedGroup comes before the policies' names in the key of an audited group. No policy has this name, because a
-// policy's name contains a slash (NAMESPACE/NAME).
+// auditedGroup comes before the policies' names in group.key if the group's policies are audited. No policy has this
+// name, because a policy's name contains a slash (NAMESPACE/NAME).
 const auditedGroup = "audited"
 
 // split returns the enforced policies if there are any, and otherwise the audited ones. Beside enforced policies,

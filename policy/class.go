@@ -12,7 +12,7 @@ type side struct {
 	direction ruleset.Direction
 	own       ruleset.Part // where a packet has the isolated pod's address
 	peer      ruleset.Part // where a packet has the peer's address
-	dispatch  string       // name of the dispatch chain
+	dispatch  string       // name of the chain that leads packets to class chains
 	chains    string       // beginning of the names of class chains
 	sets      string       // beginning of the names of class sets
 }
@@ -66,7 +66,7 @@ type class struct {
 // isolates returns 1 if a policy isolates the pods, and 0 if all of their policies are only audited.
 func (k *class) isolates() int { return min(len(k.Policies), 1) }
 
-// classifier makes the classes of one namespace from its granted demands.
+// classifier makes the classes of one namespace from its placed demands (part.placed).
 type classifier struct {
 	*compiler
 	*part
@@ -130,7 +130,6 @@ func (c *compiler) exchange(p *part, now classified) {
 	}
 }
 
-// chains returns the classes' chains with their sets.
 func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	all := map[*ruleset.Chain]*ruleset.Set{}
 	for _, families := range l.classes {
@@ -145,7 +144,8 @@ func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
-// collect groups the placed demands by policy, lists their sets, and reports entries that the kernel refuses.
+// collect groups the placed demands (part.placed) by policy, lists their sets, and reports entries that the kernel
+// refuses.
 func (l *classifier) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.placed {
@@ -196,7 +196,7 @@ func (l *classifier) classOf(g *group) (k class, ok bool) {
 	return k, ok
 }
 
-// differ reports whether the placed demands of one of the policies differ from those in the last ruleset.
+// differ reports whether the placed demands (part.placed) of one of the policies differ from those in the last ruleset.
 func (l *classifier) differ(a alternatives) bool {
 	for _, policies := range a {
 		for _, policy := range policies {

@@ -76,7 +76,7 @@ type compiler struct {
 	parts     map[string]*part // by namespace
 	common    common
 	supplies  map[string]*supply // sets that policies' rules need, by name
-	wanted    amount             // what all demands need together, without the entries of sets that aren't counted yet
+	wanted    amount             // what all demands need together, without the entries of the sets in uncounted
 	fit       bool
 	undecided bool
 	division  division // used while the node doesn't have the capacity for all demands

@@ -28,7 +28,7 @@ type Engine struct {
 
 	pods     hashed.Map[Name, pod] // the first pod of each name
 	spaces   map[string]*space
-	crowds   int // number of crowds in all spaces
+	crowds   int
 	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // names of policies (NAMESPACE/NAME), and whether each is audited
 	places   places

@@ -675,7 +675,7 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 		t.Error(diff)
 	}
 	n.Serve(client.Netns, "tcp", ":80")
-	n.Reach(server, client.IP+":80", true) // the guard accepts the requested MAC
+	n.Reach(server, client.IP+":80", true) // the guard (table bridge weir) accepts the requested MAC
 	check := func() error {
 		_, err := n.CNI("check", client.Netns, nodetest.Args("ns-1", "busybox", ""))
 		return err
@@ -711,7 +711,6 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	}
 }
 
-// TestBehindPtpDualStack: if ptp makes the interfaces, policies apply in both families.
 func TestBehindPtpDualStack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: each kind of error becomes a CNI error with the right code, message and details.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

@@ -170,8 +170,8 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped: the guard drops IPv6 packets with another MAC or address than the pod's own, and
-// all neighbour discovery of pods.
+// TestForgedIPv6SendersAreDropped: the guard (table bridge weir) drops IPv6 packets with another MAC or address than
+// the pod's own, and all neighbour discovery of pods.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

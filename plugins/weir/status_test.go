@@ -69,7 +69,6 @@ func TestStatus(t *testing.T) {
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
 }
 
-// beatAgo writes a heartbeat of the given age.
 func beatAgo(t *testing.T, ago time.Duration) {
 	t.Helper()
 	var now unix.Timespec

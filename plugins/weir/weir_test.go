@@ -240,7 +240,6 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 	})
 }
 
-// askUDP sends one datagram, and waits for the answer.
 func askUDP(t testing.TB, netns, address string, wait time.Duration) error {
 	conn := nodetest.Connect(t, netns, "udp", address)
 	defer func() { _ = conn.Close() }()
@@ -465,7 +464,6 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// TestNewPodsSendAtOnce: packets that a pod sends right after its ADD reach their destination.
 func TestNewPodsSendAtOnce(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

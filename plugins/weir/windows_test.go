@@ -133,8 +133,8 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes. weave-npc flushed
-// its chains when it started.
+// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes. weave-npc, the
+// policy controller of Weave Net, flushed its chains when it started.
 func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -187,8 +187,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	})
 }
 
-// TestFault5NothingPassesWhilePoliciesChange: if policies and labels change, no forbidden packet passes. weave-npc
-// removed old rules before it added new ones.
+// TestFault5NothingPassesWhilePoliciesChange: if policies and labels change, no forbidden packet passes. weave-npc,
+// the policy controller of Weave Net, removed old rules before it added new ones.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -259,7 +259,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 
 // TestFault5AFlushIsRepaired: if another program flushes the rules, the agent enforces policies again within 150
 // seconds, even on a busy machine. If the agent was dead at the flush, the next agent cuts connections that were opened
-// meanwhile. weave-npc didn't notice that its rules were gone.
+// meanwhile. weave-npc, the policy controller of Weave Net, didn't notice that its rules were gone.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -323,7 +323,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 }
 
 // TestFault6PodsAreEnrolledBeforeTheyStart: if ADD has returned, policies apply from the pod's first packet on. With
-// weave-npc, pods started without restriction.
+// weave-npc, the policy controller of Weave Net, pods started without restriction.
 func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestCompleteNames: for arguments and flags, completion offers the names of objects.
 func TestCompleteNames(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {

@@ -238,7 +238,7 @@ func (o *dropsOptions) ofThisNode(interrupted context.Context, printDrop func(*a
 	switch {
 	case failed != nil:
 		return failed
-	case interrupted.Err() != nil && o.query.Follow: // Ctrl-C
+	case interrupted.Err() != nil && o.query.Follow:
 		return nil //nolint:nilerr // Ctrl-C is the usual end of the command
 	case interrupted.Err() != nil:
 		return errInterrupted
@@ -265,7 +265,7 @@ func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Dro
 		return cluster.Drops(ctx, question, client.NewProgress(os.Stderr))
 	}
 	err = cluster.FollowDrops(ctx, question, client.DefaultFollowTimes)
-	if ctx.Err() != nil { // Ctrl-C
+	if ctx.Err() != nil {
 		return nil //nolint:nilerr // Ctrl-C is the usual end of the command
 	}
 	return err

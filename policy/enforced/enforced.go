@@ -104,7 +104,7 @@ type Set struct {
 	Digest  string `json:"digest"` // hash of the entries without comments; empty if there are no entries
 }
 
-// Equal reports whether both classes have the same policies, rules and sets.
+// Equal reports whether both classes have the same policies, rules (Chain) and sets. It doesn't compare Audited.
 func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }

@@ -83,7 +83,8 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds the kernel's state to each path that the node checks.
+// AddKernel adds the kernel's state to each path that the node checks. Other paths may get a note that says why the
+// node doesn't check them.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]

@@ -87,7 +87,8 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
-// AuditRules has rules that can be added to an audited policy. They would allow the policy's would-drops.
+// AuditRules has rules that can be added to an audited policy. They would allow the policy's would-drops: the
+// connections that it would have dropped if it had been enforced.
 type AuditRules struct {
 	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`

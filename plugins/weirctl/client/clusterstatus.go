@@ -15,7 +15,7 @@ type NodeState string
 
 // The states of a node, the worst first. If several fit, the node has the first of them.
 const (
-	// NodeAway means that the agent doesn't answer.
+	// NodeAway means that the agent doesn't answer, so the node has no Summary.
 	NodeAway NodeState = "no answer"
 	// NodeNotReady means that the agent doesn't know all policies, pods or records, or could not apply them or the
 	// node settings.

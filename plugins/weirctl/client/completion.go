@@ -116,7 +116,7 @@ func (s *Source) CompleteNodes() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompleteWords makes a shell complete the flag with the words.
+// CompleteWords makes a shell complete the flag with the words, and not with names of files.
 func CompleteWords(cmd *cobra.Command, flag string, words ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 }

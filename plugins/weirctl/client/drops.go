@@ -132,8 +132,8 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// logPrefix returns the log prefix of the rule that dropped the packet. For a rule of the guard or the gate, it returns
-// only the beginning of the prefix.
+// logPrefix returns the log prefix of the rule that dropped the packet. For a rule of the guard (package bridge) or
+// the gate (package overlay), it returns only the beginning of the prefix.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain

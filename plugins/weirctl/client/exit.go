@@ -19,11 +19,11 @@ const (
 	ExitDropped = 3
 	// ExitDiffers means that the kernel doesn't enforce the policies.
 	ExitDiffers = 4
-	// ExitChanges means that a change opens or closes connections.
+	// ExitChanges means that a change opens or closes connections (weirctl diff).
 	ExitChanges = 5
-	// ExitTimeout means that the awaited event has not happened in time.
+	// ExitTimeout means that the awaited event has not happened in time (weirctl wait and weirctl check).
 	ExitTimeout = 6
-	// ExitBroken means that a check has found a fault.
+	// ExitBroken means that weirctl check has found a fault of the node or of the cluster's network.
 	ExitBroken = 7
 )
 
@@ -45,10 +45,9 @@ func (e *exit) Unwrap() error { return e.err }
 // Exit returns an error that makes weirctl end with the code. weirctl prints err unless it is nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
-// Usage returns an error that makes weirctl print err and end with ExitUsage.
 func Usage(err error) error { return &exit{ExitUsage, err} }
 
-// NoArgs returns a usage error if the command has arguments.
+// NoArgs is like cobra.NoArgs, but its error makes weirctl end with ExitUsage.
 func NoArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

@@ -66,7 +66,6 @@ func (f *NodeFlags) Cluster() (*Cluster, error) {
 	return &Cluster{api, f.Namespace}, nil
 }
 
-// Agents returns the cluster, and the agents that Cluster.Agents finds.
 func (f *NodeFlags) Agents(ctx context.Context) (*Cluster, []Agent, error) {
 	cluster, err := f.Cluster()
 	if err != nil {

@@ -38,7 +38,6 @@ func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	return printTable(out, func(line printLine) { statusLines(line, s) })
 }
 
-// PrintPods prints the pods. As text, it prints each pod on one line.
 func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
 		return PrintJSON(out, pods)

@@ -62,7 +62,6 @@ func TestNoBackendWorks(t *testing.T) {
 	}
 }
 
-// TestFindings: Findings names each fault of a node, and a remedy.
 func TestFindings(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

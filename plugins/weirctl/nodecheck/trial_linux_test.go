@@ -52,7 +52,6 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestReadAll: if a node has links, tables and chains, Read finds them.
 func TestReadAll(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -42,7 +42,7 @@ const (
 	Skipped State = "skipped"
 )
 
-// Line is the result of one check, in one line.
+// Line is one line of the report: the result of one check.
 type Line struct {
 	Check  Name   `json:"check"`
 	State  State  `json:"state"`
