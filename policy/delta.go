@@ -17,7 +17,7 @@ type Delta struct {
 	// Pods has all pods with each changed name. If a pod is gone, the list is empty. In a directory of manifests,
 	// several pods may have the same name.
 	Pods map[Name][]*Pod
-	// Policies has all policies with each changed name.
+	// Policies has all policies with each changed name. If a policy is gone, the list is empty.
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 

@@ -158,7 +158,6 @@ func cityNodes(pods int) (nodes []policy.Node) {
 	return nodes
 }
 
-// comeAndGo adds a Node without pods, and removes it.
 func comeAndGo(e *policy.Engine, nodes []policy.Node) {
 	network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 255, 255, 0}), 24)
 	e.SetNodes(append(slices.Clip(nodes), policy.Node{Name: "new", PodCIDRs: []netip.Prefix{network}}))

@@ -269,7 +269,6 @@ func TestMasqueraded(t *testing.T) {
 	}
 }
 
-// TestOtherAttachments: an answer names the addresses of a pod's other attachments.
 func TestOtherAttachments(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}

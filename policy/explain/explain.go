@@ -142,7 +142,7 @@ const (
 	FromNode Reason = "fromNode"
 	// Itself means that a pod sends to itself. Such packets always pass.
 	Itself Reason = "itself"
-	// Off means that enforcement is off for the pod.
+	// Off means that enforcement is off for the pod (conf.Off), so no policy applies.
 	Off Reason = "off"
 	// Closed means that the agent doesn't know the pod. All new connections of the pod are dropped.
 	Closed Reason = "closed"

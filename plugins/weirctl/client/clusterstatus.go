@@ -20,7 +20,7 @@ const (
 	// NodeNotReady means that the agent doesn't know all policies, pods or records, or could not apply them or the
 	// node settings.
 	NodeNotReady NodeState = "not ready"
-	// NodeFaulty means that the node is ready, but a part of the agent fails.
+	// NodeFaulty means that the node is ready, but a part of the agent fails (Summary.Errors).
 	NodeFaulty NodeState = "faulty"
 	// NodeProblems means that parts of objects can't be used, pods are closed, or some policies aren't enforced.
 	NodeProblems NodeState = "problems"

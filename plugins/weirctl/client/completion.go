@@ -139,7 +139,8 @@ func completePlace(_ *cobra.Command, _ []string, begin string) ([]cobra.Completi
 	return all, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
-// CompleteFlags adds completions to the command's flags for namespaces, pods, policies, nodes and sources.
+// CompleteFlags adds completions to the command's flags for namespaces, pods, policies, nodes and sources. It skips
+// flags that the command doesn't have.
 func (s *Source) CompleteFlags(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"namespace": s.completeNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),

@@ -20,7 +20,7 @@ type Waited struct {
 	Name            string `json:"name"`
 	UID             string `json:"uid,omitempty"`
 	ResourceVersion string `json:"resourceVersion,omitempty"`
-	// Audited means that the policy is audited and not enforced.
+	// Audited means that the policy is audited and not enforced (see policy.AuditAnnotation).
 	Audited bool `json:"audited,omitempty"`
 	// Nodes are the nodes that must enforce the object.
 	Nodes []string `json:"nodes"`

@@ -55,7 +55,8 @@ type Report struct {
 	Lines     []Line   `json:"checks"`
 }
 
-// Broken returns a line about the first broken check, or "".
+// Broken returns a line about the first broken check, with the number of further broken checks. If no check is broken,
+// it returns "".
 func (r *Report) Broken() string {
 	more := 0
 	first := ""
