@@ -14,7 +14,7 @@ type Limits limits
 
 // LimitsOf returns limits that can be so low that random clusters exceed them. The first limit is for all policies of a
 // node (rules, sets, entries), and inSet is for the entries of one set. The third limit, inSet % 4, is the bulk above
-// which a policy waits for NextUnparsed.
+// which a policy waits for NextUnparsed (see the function bulk).
 func LimitsOf(rules, sets, entries float64, inSet int) Limits {
 	return Limits{amount{rules, sets, entries}, inSet, inSet % 4}
 }
@@ -40,7 +40,7 @@ const LooksPerWork, DividedPerWork = looksPerWork, dividedPerWork
 func (e *Engine) Uncounted() int { return len(e.compiler.uncounted) }
 
 // Undone returns how many addresses the engine has yet to compare with selectors of large sets, and on how many
-// demands the running division of the node's capacity has yet to decide.
+// demands (rules with their sets) the running division of the node's capacity has yet to decide.
 func (e *Engine) Undone() (addresses, demands int) {
 	for _, l := range e.selectors.byKey {
 		for f := range l.sets {
@@ -63,7 +63,7 @@ func (u *unsound) unless(ok bool, format string, args ...any) {
 	}
 }
 
-// Unsound returns what is wrong with the engine's indexes.
+// Unsound computes the engine's indexes and counters again, and returns a line for each difference.
 func (e *Engine) Unsound() []string {
 	var u unsound
 	all, placed := map[*pod]bool{}, map[string]int{}

@@ -17,8 +17,8 @@ import (
 )
 
 // TestOthersPayLittle: one tenant adds and deletes a policy that denies everything. If other tenants have hostile
-// policies, this costs at most 1.5 times as much work as without them. The test takes the number of allocations as a
-// measure of the work.
+// policies (see the variable hostile), this costs at most 1.5 times as much work as without them. The test takes the
+// number of allocations as a measure of the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -276,8 +276,8 @@ func made(r ruleset.Ruleset) (entries int) {
 	return entries
 }
 
-// TestSlicesAreShort: one slice looks at few addresses of a large set, and decides on few demands when the node's
-// capacity is divided.
+// TestSlicesAreShort: one slice looks at few addresses of a large set, and decides on few demands (rules with their
+// sets) when the node's capacity is divided.
 func TestSlicesAreShort(t *testing.T) {
 	for name, policies := range map[string]*policy.Delta{
 		"a large set": policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
@@ -377,7 +377,7 @@ func TestParsedPoliciesComeInGroups(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy with a single large selector isn't parsed at once.
+// TestLargeSelectorsAreParsedLater: a policy isn't parsed at once if it has a single peer, but a large selector.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}

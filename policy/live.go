@@ -17,12 +17,12 @@ type live struct {
 	// requirement comes first.
 	requirements []*liveRequirement
 	anchor       *requirement // the index stores the selector at this requirement's anchors; nil without anchors
-	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
-	// same print.
+	// print is the exclusive or of the marks of all matching crowds (pods of a namespace with equal labels). So selectors
+	// that match the same crowds have the same print.
 	print uint64
 	port  namedPort
 	count [len(conf.Families)]int    // number of the matching pods' addresses that count (addressBook.uses), by family
-	names [len(conf.Families)]string // names of the sets
+	names [len(conf.Families)]string // names of the selector's sets in the ruleset, by family
 	sets  [len(conf.Families)]liveSet
 }
 

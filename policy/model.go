@@ -34,7 +34,8 @@ type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
-	// Nodes have all their claims if they come from a source. In a State, they have only valid claims (package claims).
+	// Nodes have all their claims if they come from a source (source/kube or source/manifests). In a State, they have
+	// only valid claims (package claims).
 	Nodes []Node
 	// Workloads make pods that may be missing in Pods.
 	Workloads []Workload

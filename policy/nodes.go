@@ -28,7 +28,7 @@ func newPlaces(s State) places {
 
 // believed returns the addresses that count for a pod without an endpoint on this node. Unless w.unknown is true, they
 // are the addresses in the podCIDRs of the pod's Node that are in none of this node's podCIDRs. believed reports
-// problems about the other addresses. But if the pod is on this node, an address in this node's podCIDRs is no problem.
+// a problem for each other address, unless the pod is on this node and the address is in this node's podCIDRs.
 // Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {

@@ -25,7 +25,7 @@ type part struct {
 	groups  [len(sides)][]*group
 	open    [len(sides)][]localEndpoint
 	asks    map[askKey]*ask
-	demands []*demand   // demands of the asks, ordered by comparePolicies
+	demands []*demand   // what the policies need (see demand), ordered by comparePolicies
 	wants   []*supply   // sets that the demands need
 	rules   float64     // how many rules in the kernel the demands need
 	stated  problemList // problems of demands that the kernel refuses, or for which a whole node lacks capacity

@@ -127,7 +127,7 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
-// effort returns how much work it is to count the set's entries.
+// effort returns how much work it is to count the set's entries, in the unit of sliceWork.
 func (e *Engine) effort(s *supply) float64 {
 	switch {
 	case s.selector == nil:
@@ -203,7 +203,6 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 	return looked, set.rest == nil
 }
 
-// sortedAtOnce is how many addresses lookFor sorts at once.
 const sortedAtOnce = 1 << 12
 
 func (e *Engine) addressesOf(l *live, f conf.Family) (all []netip.Addr) {

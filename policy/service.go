@@ -45,7 +45,8 @@ type Service struct {
 
 func (s Service) String() string { return s.Namespace + "/" + s.Name }
 
-// IsExternal reports whether hosts outside of the cluster can reach the Service.
+// IsExternal reports whether hosts outside of the cluster can reach the Service, by a nodePort, an externalIP or a load
+// balancer.
 func (s Service) IsExternal() bool {
 	return s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0
 }
@@ -65,7 +66,7 @@ type ServicePort struct {
 	NodePort uint16
 }
 
-// ServiceEndpoint is an address behind a Service.
+// ServiceEndpoint is an address behind a Service, from an EndpointSlice.
 type ServiceEndpoint struct {
 	Address netip.Addr
 	// Node is the node of the address, or empty if it is unknown.

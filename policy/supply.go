@@ -28,7 +28,7 @@ type supply struct {
 	makers  int
 	piece   ruleset.Entries
 	whole   bool
-	tenants []*tenant // tenants with granted demands for the set, in a division
+	tenants []*tenant // in a division of the capacity: the namespaces (tenants) with granted demands for the set
 	sharing int       // how many of the namespaces that still count as modest (in the function modest) need the set
 	modest  uint64    // number of the last division in which a modest namespace needed the set
 	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has replaced

@@ -18,7 +18,8 @@ var ofOnePod = map[string]bool{
 	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
 }
 
-// IsOfOnePod reports whether controllers set the label, with different values for pods of the same workload.
+// IsOfOnePod reports whether controllers set the label (such as pod-template-hash), with different values for pods of
+// the same workload.
 func IsOfOnePod(label string) bool { return ofOnePod[label] }
 
 // Workload is an object that makes pods from a template. The names of its pods are not known, only their pattern.
@@ -36,7 +37,7 @@ type Workload struct {
 	ManualSelector bool
 	// Owner is the workload that has made this workload, such as "Deployment web".
 	Owner string
-	// Node is the name of the static pod's node.
+	// Node is the node of a static pod. It is empty for other kinds.
 	Node string
 }
 

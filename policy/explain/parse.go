@@ -24,7 +24,7 @@ func (e *InputError) Error() string { return e.message }
 // Misses reports whether the error says that this end of the query doesn't exist.
 func (e *InputError) Misses(end Ref) bool { return e.missing == end.String() }
 
-// NewInputError returns an InputError with a message from an agent.
+// NewInputError makes an InputError from the message of an InputError that an agent has sent.
 func NewInputError(message string) error { return inputError("%s", message) }
 
 func inputError(format string, args ...any) *InputError {
@@ -51,7 +51,7 @@ type Ref struct {
 	Address   netip.Addr `json:"address,omitzero"`
 }
 
-// String returns the end in the form in which a person writes it.
+// String returns the end in the form in which a person writes it, such as "shop/web", "svc/shop/web" or "node/n1".
 func (r Ref) String() string {
 	switch r.Kind {
 	case EndWorld:

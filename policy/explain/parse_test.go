@@ -56,7 +56,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseErrors: an InputError says what is wrong with the argument, or what to write instead.
 func TestParseErrors(t *testing.T) {
 	const forms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
 	for to, want := range map[string]string{

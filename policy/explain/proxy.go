@@ -232,7 +232,7 @@ func (x *explainer) toHostPort(in entrance, sources []Place, pod Ref) (seen []Pl
 	return seen
 }
 
-// door is a port of a node that leads to pods.
+// door has the words by which a note describes a port of a node that leads to pods (a nodePort or a hostPort).
 type door struct{ by, kind, to string }
 
 func (x *explainer) fromOtherNode(to door, in entrance, from Place) []Place {

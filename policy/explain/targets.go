@@ -139,7 +139,6 @@ func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, 
 	return ports, err
 }
 
-// isOf reports whether p names the Service's port s, by its number or by its name.
 func (p Port) isOf(s policy.ServicePort) bool {
 	return s.Proto == p.Proto && (s.Port == p.Number || s.Name != "" && s.Name == p.Name)
 }

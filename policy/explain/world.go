@@ -32,9 +32,9 @@ var (
 	}
 )
 
-// worldPlaces returns an address of each family that stands for all hosts outside of the cluster. The address is in no
-// network of an ipBlock. The networks 0.0.0.0/0 and ::/0 are ignored, because they contain all addresses. If the other
-// networks leave no address, the widest of them are ignored too.
+// worldPlaces returns an address of each family that stands for all hosts outside of the cluster. If possible, the
+// address is in no network of an ipBlock, except 0.0.0.0/0 and ::/0, which contain all addresses. If the networks leave
+// no address, the widest of them are ignored too.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks, own := c.blocks(), c.ownNetworks()
 	for f, candidates := range outside {

@@ -11,7 +11,7 @@ import (
 
 // This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into one.
 
-// OddPorts returns the first n odd port numbers.
+// OddPorts returns the n ports 1, 3, 5 and so on.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {
 	list := make([]networkingv1.NetworkPolicyPort, n)
 	for i := range list {

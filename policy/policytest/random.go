@@ -209,7 +209,7 @@ const (
 	OnBridge
 )
 
-// Bridge is the name of another plugin's bridge.
+// Bridge is the bridge to which the links of all OnBridge pods belong.
 const Bridge = "cni0"
 
 func KindOf(number int) Kind {

@@ -89,7 +89,7 @@ func (u *universe) matrix(state int) *Matrix {
 	return m
 }
 
-// classifier divides the parties' ends in one state into classes.
+// classifier divides the parties' ends in one state into classes: ends that no rule of a policy tells apart.
 type classifier struct {
 	*universe
 	evaluator *verdict.Evaluator

@@ -25,7 +25,7 @@ const (
 	World Kind = "world"
 )
 
-// Party is one end of connections.
+// Party is one end of connections. It has Pods or Networks, depending on its Kind.
 type Party struct {
 	Kind Kind `json:"kind"`
 	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. No two parties have the same name.

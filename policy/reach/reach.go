@@ -48,7 +48,7 @@ func New(s policy.State, services []policy.Service) *Matrix {
 	return u.matrix(0)
 }
 
-// Between returns the ports on which party i can reach party j.
+// Between returns the ports on which party i can reach party j. i and j are indexes in Parties.
 func (m *Matrix) Between(i, j int) Reach {
 	c := m.between[m.classes[i]][m.classes[j]]
 	return m.space.reach(c)

@@ -21,7 +21,7 @@ type ServicePort struct {
 	Targets []uint16         `json:"targets,omitempty"`
 }
 
-// LeadsTo reports whether the Service leads to one of the ports.
+// LeadsTo reports whether the Service leads to one of the ports. A headless Service without ports leads to all ports.
 func (s ServicePort) LeadsTo(ports Ports) bool {
 	if s.Port == 0 {
 		return true

@@ -81,7 +81,7 @@ func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }
 
-// Equal reports whether the entries and their comments are equal.
+// Equal reports whether the entries and their comments are equal. It skips memory that both share.
 func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
 
 // Same reports whether the entries share all their memory. It takes no time, but may return false for equal entries.

@@ -6,7 +6,7 @@ import (
 )
 
 type groups struct {
-	rules []Rule // the rules of the chain
+	rules []Rule // all rules of the chain, also those that can't be merged
 	list  []*group
 }
 
@@ -22,7 +22,7 @@ type group struct {
 	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
 }
 
-// groups returns the chain's rules that can be merged, in groups.
+// groups puts the chain's rules into groups. Rules that can't be merged (see peersOf) are in no group.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {

@@ -56,8 +56,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules look up, in order. It leaves out matches with Not. A
-// pod that is in several of these sets belongs to the class of the first one.
+// Dispatch returns the names of the sets that the chain's rules look up without Not, in order. A pod that is in several
+// of these sets belongs to the class of the first one.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -70,7 +70,7 @@ func (c Chain) Dispatch() []string {
 	return names
 }
 
-// Equal reports whether all fields of the chains and of their rules are equal.
+// Equal reports whether the chains are equal, including the comments and policies of their rules.
 func (c Chain) Equal(o Chain) bool {
 	return c.Family == o.Family && c.Name == o.Name && c.Hook == o.Hook && c.Comment == o.Comment &&
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)

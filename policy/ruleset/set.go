@@ -43,7 +43,7 @@ const (
 type Set struct {
 	Name   string
 	Kind   SetKind
-	Family conf.Family // the family of all entries
+	Family conf.Family // the family of all entries; IPv4 for Ports sets
 	Role   SetRole
 	// Dispatch is the chain whose rule looks up a Members set.
 	Dispatch string

@@ -61,7 +61,7 @@ func (e End) String() string {
 
 type Suggestion struct {
 	Policy *networkingv1.NetworkPolicy
-	// Ingress and Egress have the flows of each ingress and egress rule of the policy.
+	// Ingress and Egress have, for each ingress and egress rule of the policy, the flows that the rule allows.
 	Ingress, Egress [][]Flow
 }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Evaluator evaluates packets against the policies of one state.
+// Evaluator evaluates packets against the policies of one state. A Cache makes Evaluators for several states.
 type Evaluator struct {
 	policies   []isolating
 	ends       map[netip.Addr]end

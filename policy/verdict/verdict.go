@@ -76,7 +76,7 @@ const (
 	EveryPort = "every port"
 )
 
-// Allows reports whether the rule allows the packet, because a peer and a port match.
+// Allows reports whether both a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
 // Allowed reports whether the policies at this end allow the packet. If the end may be one of several pods, the

@@ -161,7 +161,6 @@ func BenchmarkCollection(b *testing.B) {
 	}
 }
 
-// collection returns the processor time of one garbage collection.
 func collection(b *testing.B) time.Duration {
 	b.Helper()
 	began := cpuTime(b)

@@ -93,7 +93,7 @@ func (c *contact) succeed(of *failures, what string) {
 	delete(*of, what)
 }
 
-// Contact returns the errors of all watches whose last request failed, equal errors only once. The statuses 410 and 429
+// Contact returns the errors of watches whose last request failed, equal errors only once. The statuses 410 and 429
 // count only after a minute (patience). If no watch has failed, Contact returns an error for each list that isn't
 // complete after a minute. Contact returns nil if there are no such errors.
 func (s *Source) Contact() error { return s.contact.at(time.Now()) }

@@ -9,8 +9,8 @@ import (
 
 var errNotListed = errors.New("the API server has not sent all objects yet")
 
-// View returns the present objects, and the policies that stay in force while their namespace is being deleted. It
-// returns no Services, and only those pods for which the function keep returns true. Callers must not change the
+// View returns the present objects except Services, with only those pods for which the function keep returns true. It
+// includes the policies that stay in force while their namespace is being deleted. Callers must not change the
 // results. Until all objects have been listed, View returns an error.
 func (s *Source) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	s.published.mu.Lock()
