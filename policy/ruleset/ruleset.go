@@ -76,7 +76,7 @@ func (c Chain) Equal(o Chain) bool {
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)
 }
 
-// Has reports whether the ruleset has chains for packets of the family.
+// Has reports whether the ruleset has chains for packets of the family. Without chains, all of these packets pass.
 func (r Ruleset) Has(f conf.Family) bool {
 	return slices.ContainsFunc(r.Chains, func(c Chain) bool { return c.Family == f })
 }

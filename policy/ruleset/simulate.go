@@ -76,7 +76,7 @@ func (s *Simulator) add(set Set) error {
 	return err
 }
 
-// Allows reports whether the packet passes the hook that checks it.
+// Allows reports whether the packet passes the hook CheckForwarded, or CheckToNode if it has no Out.
 func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 
 // Audit reports whether the packet passes, and in which directions audited policies log it.

@@ -65,7 +65,6 @@ func addPod(o pod) string {
 	return peer + "a podSelector with labels of the pod"
 }
 
-// labelled is a pod or a namespace, with its labels.
 type labelled struct {
 	kind, name string
 	labels     labels.Set

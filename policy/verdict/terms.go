@@ -43,7 +43,7 @@ func (e End) Pods() (all []policy.Pod) {
 	return all
 }
 
-// Off reports whether enforcement is off for the end's pod.
+// Off reports whether enforcement is off for the end's pod, so that no policy isolates the pod.
 func (e End) Off() bool { return e.end.enforcement == conf.Off }
 
 func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
