@@ -27,7 +27,7 @@ type workloadSpec struct {
 }
 
 // addWorkload reads an object that makes pods, such as a Deployment. If the name, the namespace or the template of the
-// object can't be read, its pods are unknown, and therefore closed.
+// object can't be read, its pods are unknown, and therefore closed (all their new connections are dropped).
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}

@@ -69,7 +69,7 @@ func TestDocumentedPaths(t *testing.T) {
 	slices.Sort(paths)
 	paths = slices.Compact(paths)
 	for name, text := range documents(t) {
-		if name != "CHANGELOG.md" { // the changelog names files of earlier versions
+		if name != "CHANGELOG.md" {
 			complain(t, unknownPaths(name, text, paths))
 		}
 	}

@@ -47,7 +47,7 @@ var promises = []struct {
 	{"test/nodetest", "tests of every room use it", nil, []string{strings.TrimSuffix(module, "/")}},
 }
 
-// TestLinks: no package links a package that the list promises forbids for the package's folder.
+// TestLinks: each package keeps the promise for its folder: it links none of the packages that the promise forbids.
 func TestLinks(t *testing.T) {
 	deps := dependencies(t)
 	for _, p := range promises {

@@ -18,8 +18,8 @@ type shape struct {
 	w    *workload
 }
 
-// shapes returns nodes with more and more classes, and nodes with more and more policies on one pod. Client and server
-// are pods too, so each node has at least two pods.
+// shapes returns nodes with more and more classes (groups of pods that the same policies isolate), and nodes with more
+// and more policies on one pod. Client and server are pods too, so each node has at least two pods.
 func shapes() (all []shape) {
 	for _, n := range []int{1, 10, 50, 250} {
 		all = append(all, shape{fmt.Sprintf("%d pods, %s", n+1, count(n, "class", "classes")), classes(n+1, true, true)})

@@ -20,7 +20,7 @@ import (
 // This file has other layouts of the guard's rules. docs/benchmarks.md compares them with the guard. Each layout has
 // only the rules that the measured packets meet, and a rule that drops all other frames.
 
-// guardedPort describes a pod's port. Each layout makes its rules from these values.
+// guardedPort is a pod's port on the bridge, with the MAC and the address from which the pod may send.
 type guardedPort struct {
 	name string
 	mac  net.HardwareAddr

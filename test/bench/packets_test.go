@@ -144,8 +144,6 @@ type contestant struct {
 	failed map[string][]error
 }
 
-// lacks returns a text with the number of rounds that could not be measured, and with the last error. It returns "" if
-// all rounds were measured.
 func (c contestant) lacks(k traffic) string {
 	all := c.failed[k.name]
 	if len(all) == 0 {

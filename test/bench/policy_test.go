@@ -151,7 +151,6 @@ func (f *flows) receive(conn net.PacketConn) {
 	}
 }
 
-// send begins a flow to the port, and returns its number.
 func (f *flows) send(port int) (number int) {
 	f.Helper()
 	conn, err := nodetest.Dial(f, f.client.Netns, "udp", net.JoinHostPort(f.server.IP, fmt.Sprint(port)))

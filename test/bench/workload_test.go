@@ -61,8 +61,8 @@ func (w *workload) other(i int) string {
 // rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node on which each pod has its own class in the chosen directions. No policy isolates the client
-// for ingress, or the server for egress.
+// classes returns a node on which each pod has its own class in the chosen directions: no two pods are isolated by the
+// same policies. No policy isolates the client for ingress, or the server for egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {
@@ -103,7 +103,7 @@ func (w *workload) permit(ingress, egress bool) {
 }
 
 // spread returns a node with this number of policies. The policies isolate the node's pods in turn, except the client.
-// Each isolated pod has its own class.
+// Each isolated pod has its own class (see classes).
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {

@@ -38,7 +38,7 @@ func asked(t *testing.T) net.Conn {
 	return conn
 }
 
-// isOpen reports whether the connection is still open. It is false if the other end has closed it.
+// isOpen returns false once the other end has closed the connection. It doesn't wait.
 func isOpen(t *testing.T, conn net.Conn) bool {
 	t.Helper()
 	raw, err := conn.(*net.TCPConn).SyscallConn()

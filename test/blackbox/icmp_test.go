@@ -173,7 +173,7 @@ func newWorld(t *testing.T, plugin string) (*nodetest.Node, world) {
 	for _, p := range []*nodetest.Pod{w.open, w.victim, w.peer} {
 		n.Serve(p.Netns, "udp", ":53")
 	}
-	nodetest.In(t, w.victim.Netns, func() error { // makes the victim accept redirects
+	nodetest.In(t, w.victim.Netns, func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/conf/all/accept_redirects", []byte("1"), 0o600)
 	})
 	return n, w

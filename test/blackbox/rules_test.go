@@ -147,9 +147,9 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestForeignAddressesOfClosedPodsBehindPtp: before an agent has enrolled a pod behind ptp, the pod's packets under its
-// own addresses are dropped, but packets under other addresses reach the node. docs/security-windows.md names this
-// window.
+// TestForeignAddressesOfClosedPodsBehindPtp: before an agent has enrolled a pod behind ptp (has put its addresses into
+// the set of a class), the pod's packets under its own addresses are dropped, but packets under other addresses reach
+// the node. docs/security-windows.md names this window.
 func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 	if !isolatedBehind(t, "ptp") {
 		return

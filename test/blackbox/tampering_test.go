@@ -151,7 +151,7 @@ func unneeded(n *nodetest.Node, backend string) error {
 
 // TestRemovedFiles: another program removes all files directly in /run/weir. No pod starts until the agent has made the
 // files again, and the policies stay in force. Then the other program also removes the directories: the agent ends, and
-// the pods that lose their records are closed.
+// the pods that lose their records are closed (all their new connections are dropped).
 func TestRemovedFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

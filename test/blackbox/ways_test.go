@@ -201,7 +201,8 @@ func TestClusterCIDR(t *testing.T) {
 	}
 }
 
-// TestTheGateIsRepaired: if another program changes the gate's table, the agent restores it.
+// TestTheGateIsRepaired: if another program changes the gate (the table that checks tunnel packets), the agent restores
+// it.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

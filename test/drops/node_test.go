@@ -76,7 +76,6 @@ func (n *node) start(flags ...string) {
 	})
 }
 
-// logged returns how many packets weir's rules have logged.
 func (n *node) logged() (packets uint64) {
 	n.Helper()
 	counter := `counter packets (\d+) bytes \d+ log prefix`

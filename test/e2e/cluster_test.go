@@ -186,7 +186,6 @@ type pod struct {
 	Grace                 int    // seconds that the pod has to end after it is deleted
 }
 
-// listener is a pod with the label app: server, which accepts connections to port 9000.
 func listener(namespace, name string, on node) pod {
 	return pod{
 		Namespace: namespace, Name: name, Node: on.name, Labels: "app: server", Image: probe,

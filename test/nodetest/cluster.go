@@ -207,7 +207,6 @@ func (c *Cluster) Eventually(what string, f func() error) {
 	(&Node{TB: c.TB}).Eventually(what, f)
 }
 
-// Serve runs a server at the address in the network namespace, like Node.Serve.
 func (c *Cluster) Serve(netns, network, address string) {
 	c.Helper()
 	(&Node{TB: c.TB}).Serve(netns, network, address)

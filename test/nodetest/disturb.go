@@ -35,7 +35,6 @@ func EachDisturbance(t *testing.T, flavour string, f func(t *testing.T)) {
 	}
 }
 
-// lines returns the text's lines, without empty lines and comments.
 func lines(text string) (all []string) {
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "#") {

@@ -191,7 +191,6 @@ func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err erro
 	return conn, err
 }
 
-// isOpen reports whether the kernel has opened the TCP connection of the socket.
 func isOpen(socket *os.File) bool {
 	const established = 1 // TCP_ESTABLISHED in include/net/tcp_states.h
 	info, err := unix.GetsockoptTCPInfo(int(socket.Fd()), unix.IPPROTO_TCP, unix.TCP_INFO)

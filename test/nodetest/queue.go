@@ -99,7 +99,7 @@ func (q *Queue) Verdict(packet uint32) []byte {
 	return q.message(nfqnlMsgVerdict, nl.NewRtAttr(nfqaVerdictHdr, header))
 }
 
-// Accept lets the packet go on.
+// Accept lets the packet go on. If the kernel doesn't take the verdict, the test ends.
 func (q *Queue) Accept(t testing.TB, packet uint32) {
 	t.Helper()
 	if err := q.send(q.Verdict(packet)); err != nil {

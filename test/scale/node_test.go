@@ -379,7 +379,6 @@ func (n *node) peers() effects {
 	return e
 }
 
-// put stores the object, and returns the time before the change.
 func (n *node) put(o apiserver.Object) time.Time {
 	at := time.Now()
 	n.server.Put(o)

@@ -111,7 +111,6 @@ func takeOver(t *testing.T, backend string, end func(*nodetest.Node)) {
 	n.deletePods()
 }
 
-// version is a version of weir, with the flags of its agent.
 type version struct {
 	name, programs string
 	flags          []string

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Pods returns the kind Pod. base has the initial pods, and may be nil.
+// Pods returns the kind Pod. If base is nil, there are no pods at first.
 func Pods(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Pod", Resource: "pods", Namespaced: true, Base: base,
@@ -18,7 +18,7 @@ func Pods(base Base) Kind {
 	}
 }
 
-// Namespaces returns the kind Namespace. base has the initial namespaces, and may be nil.
+// Namespaces returns the kind Namespace. If base is nil, there are no namespaces at first.
 func Namespaces(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Namespace", Resource: "namespaces", Base: base,
@@ -29,7 +29,7 @@ func Namespaces(base Base) Kind {
 	}
 }
 
-// Nodes returns the kind Node. base has the initial nodes, and may be nil.
+// Nodes returns the kind Node. If base is nil, there are no nodes at first.
 func Nodes(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Node", Resource: "nodes", Base: base,
@@ -40,7 +40,7 @@ func Nodes(base Base) Kind {
 	}
 }
 
-// NetworkPolicies returns the kind NetworkPolicy. base has the initial policies, and may be nil.
+// NetworkPolicies returns the kind NetworkPolicy. If base is nil, there are no policies at first.
 func NetworkPolicies(base Base) Kind {
 	return Kind{
 		Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy", Resource: "networkpolicies", Namespaced: true,

@@ -106,7 +106,6 @@ func (s *Server) Close() {
 	s.http.Close()
 }
 
-// URL returns the server's URL, such as https://127.0.0.1:6443.
 func (s *Server) URL() string { return s.http.URL }
 
 // Certificate returns the server's certificate as PEM.
@@ -231,7 +230,7 @@ type Sent struct {
 	Watches int
 }
 
-// Sent returns for each resource what the server has sent.
+// Sent returns what the server has sent of each kind. The keys are resources, such as "pods".
 func (s *Server) Sent() map[string]Sent {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -105,8 +105,6 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. The second result is true if the name has the prefix, and if
-// 0 <= number < below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)

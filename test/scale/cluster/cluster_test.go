@@ -184,7 +184,6 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestDiscovery: client-go finds the groups and kinds.
 func TestDiscovery(t *testing.T) {
 	_, client := serve(t, newCluster(100), runtime.ContentTypeProtobuf)
 	_, lists, err := client.Discovery().ServerGroupsAndResources()

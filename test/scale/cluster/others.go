@@ -18,7 +18,7 @@ type NamespaceBase struct{ *Cluster }
 
 func (b NamespaceBase) Len() int { return b.Namespaces() }
 
-// Find returns the number in the namespace's name. ok is false if there is no such namespace.
+// Find returns the number in the namespace's name, or false if there is no such namespace.
 func (b NamespaceBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "tenant-", b.Namespaces())
 }
@@ -44,7 +44,7 @@ type NodeBase struct{ *Cluster }
 
 func (b NodeBase) Len() int { return b.Nodes() }
 
-// Find returns the number in the node's name. ok is false if there is no such node.
+// Find returns the number in the node's name, or false if there is no such node.
 func (b NodeBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "node-", b.Nodes())
 }
@@ -102,7 +102,7 @@ type PolicyBase struct{ *Cluster }
 
 func (b PolicyBase) Len() int { return b.Policies() }
 
-// Find returns the policy's number in the cluster. ok is false if there is no such policy.
+// Find returns the policy's number in the cluster, or false if there is no such policy.
 func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 	return b.find(name, PoliciesPerNamespace, policyName)
 }

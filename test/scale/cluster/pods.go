@@ -20,7 +20,7 @@ type PodBase struct{ *Cluster }
 
 func (b PodBase) Len() int { return b.Pods }
 
-// Find returns the pod's number in the cluster. ok is false if there is no such pod.
+// Find returns the pod's number in the cluster, or false if there is no such pod.
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
