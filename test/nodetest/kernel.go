@@ -11,7 +11,6 @@ import (
 // WEIR_BACKEND names the backend with which tests run. The functions in this file return the names and commands of this
 // backend.
 
-// Nftables reports whether agents in tests use the backend nftables.
 func Nftables() bool { return os.Getenv(backendEnv) == "nftables" }
 
 // AboutIptables makes a test's agents use the backend iptables. It is for tests about iptables' own tables.
@@ -80,7 +79,8 @@ func setIn(set, address string) string {
 	return "ip weir " + set
 }
 
-// TakeOutOf returns the command that deletes an address from one of weir's sets.
+// TakeOutOf returns the command that deletes an address from one of weir's sets. An IPv6 address is in the set's IPv6
+// counterpart, whose name has a 6 at its end.
 func TakeOutOf(set, address string) string {
 	if Nftables() {
 		return "nft delete element " + setIn(set, address) + " { " + address + " }"
