@@ -72,9 +72,9 @@ type KernelSet struct {
 	Classes []string
 }
 
-// AddClass adds a class set to the list of kernel sets. The ruleset has a set for each class, but the kernel has one set
-// or map for all classes of a direction. So AddClass adds the class's entries to that set or map, which has the given
-// name and kind. If the list lacks it, AddClass appends it.
+// AddClass adds a class set to the list of kernel sets. The ruleset has a set for each class, but the kernel has one
+// set or map for all classes of a direction. So AddClass adds the class's entries to that set or map, which has the
+// given name and kind. If the list lacks it, AddClass appends it.
 func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet {
 	i := slices.IndexFunc(all, func(k KernelSet) bool { return k.Name == name })
 	if i < 0 {
