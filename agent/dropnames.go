@@ -313,7 +313,7 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return v.earlier[chain+" "+pod]
 }
 
-// protocolNames has the names of /etc/protocols for the protocols that pods may send.
+// protocolNames has the names in /etc/protocols of protocols that pods are likely to send.
 var protocolNames = map[uint8]string{
 	1: "icmp", 2: "igmp", 4: "ipencap", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6", 46: "rsvp", 47: "gre", 50: "esp",
 	51: "ah", 58: "icmpv6", 88: "eigrp", 89: "ospf", 97: "etherip", 103: "pim", 108: "ipcomp", 112: "vrrp", 115: "l2tp",

@@ -74,7 +74,7 @@ func TestLogErrorLosesNoCount(t *testing.T) {
 	}
 }
 
-// TestProtocolNames: drops name the protocols that pods may send. Other protocols have their numbers.
+// TestProtocolNames: a drop has the name of a protocol in protocolNames, and the number of any other protocol.
 func TestProtocolNames(t *testing.T) {
 	for number, want := range map[uint8]string{
 		1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 132: "sctp", 136: "udplite",

@@ -73,7 +73,7 @@ func TestEventsGetNoLargeSets(t *testing.T) {
 func TestSlicesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &agent{}
-		a.cluster.engine = policy.NewEngine("") // an engine without a ruleset has a slice
+		a.cluster.engine = policy.NewEngine("") // without a ruleset: another slice is always due
 		next := func(took time.Duration, hurried bool) time.Duration {
 			r := &round{agent: a, began: time.Now()}
 			a.cluster.hurried = hurried

@@ -69,7 +69,8 @@ func (o Objects) Empty() bool {
 // Node has the parts of a v1 Node that policy and the overlay need.
 type Node struct {
 	Name string
-	// Created is zero if it is unknown. If two Nodes make the same new claim, the older Node's claim is valid.
+	// Created is zero if it is unknown. If several Nodes state the same address or podCIDR, and it was valid for none of
+	// them before, it is valid for the oldest Node (claims.Settle).
 	Created   time.Time
 	Addresses []netip.Addr
 	// PodCIDRs are the networks of the node's pods. Packets between pods of these networks are never masqueraded.

@@ -54,7 +54,7 @@ func (d divided) add(s ruleset.Set, all []ruleset.Set) {
 	}
 }
 
-// usedBy returns how many parts of divided sets the rules look up.
+// usedBy returns how many look-ups of parts of divided sets the rules need.
 func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	if len(d) == 0 {
 		return 0
