@@ -209,8 +209,8 @@ func TestLaterRoutes(t *testing.T) {
 	}
 }
 
-// TestNoIPv6OnPeers: Compare reports a pod's link that has IPv6, but should have none. It doesn't report a link whose
-// index shows that it is a later link with the same name.
+// TestNoIPv6OnPeers: Compare reports a pod's link that has IPv6, but should have none. Compare doesn't report a later
+// link with the same name, because such a link has another index.
 func TestNoIPv6OnPeers(t *testing.T) {
 	for _, tc := range []struct {
 		value string

@@ -410,8 +410,8 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: numbering 2,000 new classes takes at most nine times as long as numbering 500. It would take sixteen
-// times as long if the time grew with the square of the number of classes.
+// TestManyClasses: numbering 2,000 new classes takes at most nine times as long as numbering 500. If the time grew with
+// the square of the number of classes, the factor would be sixteen.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
