@@ -58,15 +58,32 @@ func (m *model) then(l lowered) *model {
 	return next
 }
 
+// beforeNetworks returns the model of a moment during a transaction from m to the model after. The new rules are in
+// force. Each set has its old elements: a walk finds the new ones in the parameter later of allowsWhile.
+func (m *model) beforeNetworks(after *model) *model {
+	now := &model{of: after.of, rules: after.rules}
+	for f := range now.sets {
+		now.sets[f] = maps.Clone(m.sets[f])
+		for name, s := range after.sets[f] {
+			if _, ok := now.sets[f][name]; !ok && s.Layout == nftnl.Network {
+				s.entries = ruleset.Entries{}
+				now.sets[f][name] = s
+			}
+		}
+	}
+	return now
+}
+
 func (m *model) allows(p ruleset.Packet) bool {
-	yes, _ := m.allowsWhile(p, nil, 0)
+	yes, _ := m.allowsWhile(p, nil, 0, 0)
 	return yes
 }
 
 // allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of m.
 // Its first look-ups find the elements of m; after is the number of these look-ups. All later look-ups find the
-// elements of the model later. lookups is the number of look-ups that the packet has made.
-func (m *model) allowsWhile(p ruleset.Packet, later *model, after int) (yes bool, lookups int) {
+// elements of the model later. In sets of networks, more look-ups find the elements of m: their number is networks.
+// lookups is the number of look-ups that the packet has made.
+func (m *model) allowsWhile(p ruleset.Packet, later *model, after, networks int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
 	if p.Out == "" {
@@ -77,7 +94,7 @@ func (m *model) allowsWhile(p ruleset.Packet, later *model, after int) (yes bool
 	}
 	for _, c := range m.of[f].chains {
 		if c.Hook != nil && c.Hook.Number == hook {
-			w := walk{model: m, Packet: p, family: f, later: later, after: after, lookups: lookups}
+			w := walk{model: m, Packet: p, family: f, later: later, after: after, networks: networks, lookups: lookups}
 			w.network, w.transport = headers(p)
 			verdict := w.chain(c.Name)
 			lookups = w.lookups
@@ -124,7 +141,8 @@ type walk struct {
 	network, transport []byte
 	registers          [64]byte
 	later              *model // the model after the transaction; nil if there is none
-	after, lookups     int
+	after, networks    int
+	lookups            int
 }
 
 // goesOn stands for no verdict: the walk continues with the next expression.
@@ -299,7 +317,11 @@ func (w *walk) ct(key uint32) []byte {
 func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
 	name := string(bytes.TrimRight(a[unix.NFTA_LOOKUP_SET], "\x00"))
 	s, ok := w.sets[w.family][name]
-	if w.lookups++; w.later != nil && w.lookups > w.after {
+	after := w.after
+	if ok && s.Layout == nftnl.Network {
+		after = w.networks
+	}
+	if w.lookups++; w.later != nil && w.lookups > after {
 		if now, found := w.later.sets[w.family][name]; found { // a deleted set keeps its elements for a while
 			s, ok = now, true
 		}

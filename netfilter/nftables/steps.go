@@ -16,15 +16,22 @@ import (
 // So each transaction only allows less, only allows more, or changes what a single look-up of a packet finds. A packet
 // is looked up once in a map, but perhaps twice in a set of peers: for its source and for its destination. A new
 // class's chain is made before pods move to it.
+//
+// In newer kernels, sets of networks change some microseconds after the rules and the other sets of their transaction
+// (nft_rbtree_commit in the kernel's net/netfilter/nft_set_rbtree.c). During this time, a new set of networks is empty
+// for a packet that meets the new rules. So a set of networks is filled before packets meet rules that look it up, and
+// it loses elements before rules change.
 
 // step is a part of a change. The constants have the order in which the parts are carried out.
 type step int
 
 const (
-	makesNew   step = iota // makes new sets and chains, which no packet meets yet
-	allowsLess             // lets no packet pass that was denied before
-	movesPods              // moves pods between two classes; each class allows something that the other one denies
-	allowsMore             // denies no packet that was allowed before
+	fillsNetworks   step = iota // makes new sets of networks, which no rule looks up yet
+	makesNew                    // makes new sets and chains, which no packet meets yet
+	removesNetworks             // takes elements out of sets of networks, because rules change in the next step
+	allowsLess                  // lets no packet pass that was denied before
+	movesPods                   // moves pods between two classes; each class allows something that the other one denies
+	allowsMore                  // denies no packet that was allowed before
 )
 
 // change is a change of one family's table. It says in which step each element changes.
@@ -33,6 +40,7 @@ type change struct {
 	want    *table
 	steps   map[string]map[ruleset.Element]step // by the name of the set
 	rules   bool                                // true if rules of existing chains change
+	hooks   bool                                // true if base chains are made, whose rules packets meet at once
 	any     [allowsMore + 1]bool
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
@@ -66,18 +74,19 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have kernelTable, want *table) []*table {
-	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
-		return []*table{want} // the rules in the kernel are missing or wrong, so one step may replace all of them
+	if have.off || have.mustBeMadeAnew(want) || have.isOdd() {
+		return []*table{want} // the rules in the kernel are wrong, so one step may replace all of them
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
+	for _, k := range want.chains {
+		had, ok := have.chains[k.Name]
+		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
+		c.hooks = c.hooks || !ok && k.Hook != nil
+	}
 	for _, s := range want.sets {
 		if had, ok := have.sets[s.Name]; ok && !had.entries.Same(s.entries) {
 			c.set(s, had)
 		}
-	}
-	for _, k := range want.chains {
-		had, ok := have.chains[k.Name]
-		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
 	}
 	return c.states()
 }
@@ -101,6 +110,8 @@ func (c *change) set(s set, had kernelSet) {
 		case s.role == ruleset.Attached && !d.Has:
 			continue // strays (plan.strays) are not deleted
 		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // the set decides only about masquerading
+		case s.Layout == nftnl.Network && !d.Has && c.rules:
+			at = removesNetworks
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
 			at = allowsLess
 		}
@@ -157,27 +168,40 @@ func (c *change) deniesAll(name string) bool {
 	return ok && k.written.Drops && !slices.ContainsFunc(k.rules, func(r rule) bool { return r.Action != ruleset.Drop })
 }
 
-func (c *change) states() []*table {
+func (c *change) states() (states []*table) {
+	fills := slices.ContainsFunc(c.want.sets, c.isNewNetworks)
 	alone := len(c.steps) <= 1 && !c.sets || !c.any[movesPods] && (!c.any[allowsLess] || !c.any[allowsMore])
-	if alone && (!c.rules || len(c.steps) == 0) {
-		if c.unready {
-			return []*table{c.after(makesNew), c.want}
-		}
-		return []*table{c.want}
-	}
+	alone = alone && (!c.rules || len(c.steps) == 0)
 	slices.Sort(c.moving)
 	first := 1 // the pods of the first map need no temporary chains
 	if c.rules {
 		first = 0 // if rules also change, the pods of all maps need temporary chains
 	}
-	var states []*table
-	if len(c.moving) > first {
+	makes := alone && c.unready || !alone && len(c.moving) > first
+	if fills && (!makes || c.hooks) {
+		states = append(states, c.after(fillsNetworks))
+	}
+	if makes && !alone {
 		for _, name := range c.moving[first:] {
 			c.stage(name)
 		}
+	}
+	if makes {
 		states = append(states, c.after(makesNew))
 	}
+	if alone {
+		return append(states, c.want)
+	}
+	if c.any[removesNetworks] {
+		states = append(states, c.after(removesNetworks))
+	}
 	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
+}
+
+// isNewNetworks reports whether the set is a new set of networks. An empty set need not be filled.
+func (c *change) isNewNetworks(s set) bool {
+	_, ok := c.have.sets[s.Name]
+	return !ok && s.Layout == nftnl.Network && s.entries.Len() > 0
 }
 
 // stage makes the temporary chains through which the map's pods move. Such a chain allows only packets that both
@@ -217,10 +241,16 @@ func (c *change) through(was, now string) chain {
 func (c *change) after(last step) *table {
 	t := &table{family: c.want.family, partial: true}
 	for _, s := range c.want.sets {
+		if last == fillsNetworks && !c.isNewNetworks(s) {
+			continue
+		}
 		if had, ok := c.have.sets[s.Name]; ok {
 			s.entries = c.entries(s, had, last)
 		}
 		t.sets = append(t.sets, s)
+	}
+	if last == fillsNetworks {
+		return t
 	}
 	for _, k := range c.want.chains {
 		if _, ok := c.have.chains[k.Name]; !ok || last >= allowsLess {

@@ -64,6 +64,7 @@ type moves struct {
 	harm             sync.Map // the last error of each kind of allowed connections
 	sent             func() int
 	arrived          []func() int // counters of the client's first packets at the server and at the host outside
+	asNode           func() int   // counter of first packets at the server under the node's address
 }
 
 func newMoves(t *testing.T) *moves {
@@ -81,6 +82,7 @@ func newMoves(t *testing.T) *moves {
 	m.Serve(m.Outside, "tcp", ":80")
 	m.countArrivals()
 	m.sent = nodetest.SYNs(t, m.client.Netns, "output", "tcp dport 80")
+	m.asNode = nodetest.SYNs(t, m.server.Netns, "input", "ip saddr 10.88.0.1 tcp dport 80")
 	m.arrived = []func() int{
 		nodetest.SYNs(t, m.server.Netns, "prerouting", "ip saddr "+m.client.IP+" tcp dport 80"),
 		nodetest.SYNs(t, m.Outside, "prerouting", "tcp dport 80"),
@@ -282,7 +284,7 @@ func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func(
 }
 
 // end ends the traffic. The test fails if an allowed connection was harmed, or a forbidden connection was let through,
-// or a first packet of an allowed connection was dropped.
+// or a first packet of an allowed connection was dropped or masqueraded.
 func (m *moves) end() {
 	m.Helper()
 	close(m.stop)
@@ -305,6 +307,9 @@ func (m *moves) end() {
 		dropped, err := m.Ctl("drops", "--port", "80")
 		m.Errorf("%d first packets of allowed connections were sent, and %d arrived; the agent remembers of port 80: %v\n%s",
 			sent, arrived, err, dropped)
+	}
+	if n := m.asNode(); n > 0 {
+		m.Errorf("%d connections between pods came to the server under the node's address", n)
 	}
 	m.Logf("%d allowed attempts, %d forbidden", m.tried.Load(), m.forbidden.Load())
 }
