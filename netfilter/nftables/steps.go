@@ -26,7 +26,7 @@ import (
 type step int
 
 const (
-	fillsNetworks   step = iota // makes new sets of networks, which no rule looks up yet
+	fillsNetworks   step = iota // makes new sets, which no rule looks up yet, and fills those of networks
 	makesNew                    // makes new sets and chains, which no packet meets yet
 	removesNetworks             // takes elements out of sets of networks, because rules change in the next step
 	allowsLess                  // lets no packet pass that was denied before
@@ -241,11 +241,10 @@ func (c *change) through(was, now string) chain {
 func (c *change) after(last step) *table {
 	t := &table{family: c.want.family, partial: true}
 	for _, s := range c.want.sets {
-		if last == fillsNetworks && !c.isNewNetworks(s) {
-			continue
-		}
 		if had, ok := c.have.sets[s.Name]; ok {
 			s.entries = c.entries(s, had, last)
+		} else if last == fillsNetworks && s.Layout != nftnl.Network {
+			s.entries = ruleset.Entries{} // chains that the elements of a new map lead to are missing
 		}
 		t.sets = append(t.sets, s)
 	}
