@@ -117,8 +117,9 @@ func (t *tenant) decide() {
 	p.granted, p.decided, p.undecided = t.granted, t.problems, p.unfinished
 }
 
+// division says how the node's capacity is divided among namespaces.
 type division struct {
-	number uint64         // counts the divisions
+	number uint64         // the serial number of this division
 	greedy map[*part]bool // namespaces that aren't modest: they divide the rest of the capacity
 	left   amount         // the capacity that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces

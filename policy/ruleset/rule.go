@@ -86,13 +86,12 @@ type Shape string
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are honest ICMP errors, and ICMP packets that are no errors. An error is honest if its receiver
-	// has really sent the packet that the error is about, and has sent it to the error's sender. Redirects don't match,
-	// and later fragments don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and honest ICMP errors. An error contains the beginning of
+	// the packet that it is about. The error is honest if the addresses of that inner packet say that the error's receiver
+	// sent it to the error's sender. Redirects and later fragments don't match.
 	//
-	// Errors are the types that connection tracking relates to connections. For ICMP, these are the types 3
-	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6, they are
-	// all types below 128 (RFC 4443, section 2.1).
+	// Errors of ICMP are the types 3 (destination unreachable), 4 (source quench), 5 (redirect), 11 (time exceeded) and 12
+	// (parameter problem). Errors of ICMPv6 are all types below 128 (RFC 4443, section 2.1), and 137 (redirect).
 	HonestICMP Shape = "no ICMP error, or one about a packet to its sender"
 	// NoICMPError packets are ICMP packets that are no errors.
 	NoICMPError Shape = "no ICMP error"

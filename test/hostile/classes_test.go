@@ -62,8 +62,8 @@ func (f *forge) linkLocalMACs() {
 		way := eth(to, w.eMAC)
 		put := f.forged
 		if x == 0 {
-			// Without STP, the bridge treats 01:80:c2:00:00:00 as an ordinary multicast MAC. So policies decide on E's own
-			// packets.
+			// Without STP, the bridge treats 01:80:c2:00:00:00 as an ordinary multicast MAC. So if the guard did not drop such
+			// frames, E's own packets would reach the rules of the policies.
 			put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 		}
 		put("UDP over IPv4 to the gateway, own sender", way, f.udp(w.e4, gateway4))
