@@ -182,7 +182,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 	}
 	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)
 	a.cutting.afterApply(p.Result, read, gone)
-	a.reaper.offer(strays{p.Strays, a.moving.others > 0})
+	a.reaper.offer(p.Strays)
 }
 
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again at each

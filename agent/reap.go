@@ -18,26 +18,19 @@ const (
 )
 
 type reaper struct {
-	strays chan strays
+	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no attachment.
+	strays chan []netip.Addr
 	failed string // the text of the last eviction's error, so an error that lasts is logged once
 }
 
-// strays are addresses that are in weir-pods, the sets of all pods, but belong to no attachment.
-type strays struct {
-	addresses []netip.Addr
-	// moved is true if the agent has just moved to another backend. During a move it puts the pods' addresses into the
-	// new backend's sets. If a pod ends meanwhile, its address may get into a set after DEL has searched the sets.
-	moved bool
-}
+func newReaper() reaper { return reaper{strays: make(chan []netip.Addr, 1), failed: fmt.Sprint(nil)} }
 
-func newReaper() reaper { return reaper{strays: make(chan strays, 1), failed: fmt.Sprint(nil)} }
-
-func (r *reaper) offer(s strays) {
-	if len(s.addresses) == 0 {
+func (r *reaper) offer(strays []netip.Addr) {
+	if len(strays) == 0 {
 		return
 	}
 	select {
-	case r.strays <- s:
+	case r.strays <- strays:
 	default:
 	}
 }
@@ -70,8 +63,8 @@ func (a *agent) reap(ctx context.Context) error {
 		case <-soon:
 			soon = nil
 		case <-every.C:
-		case s := <-a.reaper.strays:
-			a.evict(ctx, s)
+		case strays := <-a.reaper.strays:
+			a.evict(ctx, strays)
 			continue
 		}
 		a.reapOnce()
@@ -90,8 +83,8 @@ func (a *agent) reapOnce() {
 	}
 }
 
-func (a *agent) evict(ctx context.Context, s strays) {
-	evicted, err := attachment.NewNode().Evict(s.addresses)
+func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
+	evicted, err := attachment.NewNode().Evict(strays)
 	if text := fmt.Sprint(err); text != a.reaper.failed {
 		if a.reaper.failed = text; err != nil {
 			a.Log.Error("addresses that belong to no pod can't be removed from the sets of all pods; the agent tries again",
@@ -101,12 +94,7 @@ func (a *agent) evict(ctx context.Context, s strays) {
 	if len(evicted) == 0 {
 		return
 	}
-	if s.moved {
-		a.Log.Info("after a move to another backend, the sets of all pods had addresses that belong to no pod; "+
-			"weir has removed them", "addresses", evicted)
-	} else {
-		a.Log.Warn("another program added addresses that belong to no pod to the sets of all pods; weir has removed them",
-			"addresses", evicted)
-	}
+	a.Log.Warn("the sets of all pods had addresses that belong to no pod: another program added them, or pods ended "+
+		"while the agent moved to another backend; weir has removed the addresses", "addresses", evicted)
 	a.send(ctx, straysEvicted{})
 }

@@ -58,8 +58,8 @@ func (m *model) then(l lowered) *model {
 	return next
 }
 
-// beforeNetworks returns the model of a moment during a transaction from m to the model after. The new rules are in
-// force. Each set has its old elements: a walk finds the new ones in the parameter later of allowsWhile.
+// beforeNetworks returns the model of a moment during a transaction from m to the model after: the new rules are in
+// force, and all sets have their old elements. A walk finds the new elements in the parameter later of allowsWhile.
 func (m *model) beforeNetworks(after *model) *model {
 	now := &model{of: after.of, rules: after.rules}
 	for f := range now.sets {
@@ -74,6 +74,17 @@ func (m *model) beforeNetworks(after *model) *model {
 	return now
 }
 
+func (m *model) differsInNetworks(after *model) bool {
+	for f, sets := range after.sets {
+		for name, s := range sets {
+			if s.Layout == nftnl.Network && !s.entries.Equal(m.sets[f][name].entries) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (m *model) allows(p ruleset.Packet) bool {
 	yes, _ := m.allowsWhile(p, nil, 0, 0)
 	return yes
@@ -81,8 +92,8 @@ func (m *model) allows(p ruleset.Packet) bool {
 
 // allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of m.
 // Its first look-ups find the elements of m; after is the number of these look-ups. All later look-ups find the
-// elements of the model later. In sets of networks, more look-ups find the elements of m: their number is networks.
-// lookups is the number of look-ups that the packet has made.
+// elements of the model later. In sets of networks, the first look-ups find the elements of m; networks is the number
+// of these look-ups. lookups is the number of look-ups that the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after, networks int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)

@@ -115,28 +115,43 @@ func TestNoStepOpens(t *testing.T) {
 	t.Logf("%d of 180 changes had several transactions, at most %d", several, most)
 }
 
-// all is a number of look-ups that no packet reaches.
-const all = 1000
-
 // opens reports whether the packet passes during or after the transaction between the models. lookups is the number of
 // look-ups before the transaction.
 func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
-	between := before.beforeNetworks(after)
 	for ; ; lookups++ {
-		old, made := before.allowsWhile(p, after, lookups, lookups)
-		late, more := before.allowsWhile(p, after, lookups, all)
-		now, most := between.allowsWhile(p, after, 0, lookups)
-		if old || late || now {
+		yes, all := before.allowsWhile(p, after, lookups, lookups)
+		if yes {
 			return lookups, true
 		}
-		if max(made, more, most) <= lookups {
-			return lookups, after.allows(p)
+		if all <= lookups {
+			return lookups, after.allows(p) || opensLate(before, after, p)
+		}
+	}
+}
+
+// opensLate reports whether the packet passes during the transaction because sets of networks change later than all
+// other parts.
+func opensLate(before, after *model, p ruleset.Packet) bool {
+	if !before.differsInNetworks(after) {
+		return false
+	}
+	between := before.beforeNetworks(after)
+	for lookups := 0; ; lookups++ {
+		yes, made := between.allowsWhile(p, after, 0, lookups)
+		for networks := lookups + 1; !yes && networks <= made+1; networks++ {
+			yes, _ = before.allowsWhile(p, after, lookups, networks)
+		}
+		if yes || made <= lookups {
+			return yes
 		}
 	}
 }
 
 // dropped reports whether the new rules drop the packet while sets of networks still have their old elements.
 func dropped(before, after *model, p ruleset.Packet) bool {
+	if !before.differsInNetworks(after) {
+		return false
+	}
 	between := before.beforeNetworks(after)
 	for lookups := 0; ; lookups++ {
 		passes, made := between.allowsWhile(p, after, 0, lookups)

@@ -18,17 +18,16 @@ import (
 // class's chain is made before pods move to it.
 //
 // In newer kernels, sets of networks change some microseconds after the rules and the other sets of their transaction
-// (nft_rbtree_commit in the kernel's net/netfilter/nft_set_rbtree.c). During this time, a new set of networks is empty
-// for a packet that meets the new rules. So a set of networks is filled before packets meet rules that look it up, and
-// it loses elements before rules change.
+// (nft_rbtree_commit in the kernel's net/netfilter/nft_set_rbtree.c). During this time, a packet that meets the new
+// rules finds the old elements of such a set, and a new set is empty. So a new set of networks is filled before packets
+// meet rules that look it up, and a set of networks loses elements before rules change.
 
 // step is a part of a change. The constants have the order in which the parts are carried out.
 type step int
 
 const (
-	fillsNetworks   step = iota // makes new sets, which no rule looks up yet, and fills those of networks
-	makesNew                    // makes new sets and chains, which no packet meets yet
-	removesNetworks             // takes elements out of sets of networks, because rules change in the next step
+	changesNetworks step = iota // makes new sets, and changes only sets of networks; allows no more
+	makesNew                    // fills new sets and makes new chains, which no packet meets yet
 	allowsLess                  // lets no packet pass that was denied before
 	movesPods                   // moves pods between two classes; each class allows something that the other one denies
 	allowsMore                  // denies no packet that was allowed before
@@ -40,7 +39,7 @@ type change struct {
 	want    *table
 	steps   map[string]map[ruleset.Element]step // by the name of the set
 	rules   bool                                // true if rules of existing chains change
-	hooks   bool                                // true if base chains are made, whose rules packets meet at once
+	closed  bool                                // true if the table has no base chain yet: no packet meets its rules
 	any     [allowsMore + 1]bool
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
@@ -75,13 +74,14 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have kernelTable, want *table) []*table {
 	if have.off || have.mustBeMadeAnew(want) || have.isOdd() {
-		return []*table{want} // the rules in the kernel are wrong, so one step may replace all of them
+		return []*table{want} // the rules or sets in the kernel are wrong, so one step may replace all of them
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
+	c.closed = !want.partial
 	for _, k := range want.chains {
 		had, ok := have.chains[k.Name]
 		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
-		c.hooks = c.hooks || !ok && k.Hook != nil
+		c.closed = c.closed && (!ok || k.Hook == nil)
 	}
 	for _, s := range want.sets {
 		if had, ok := have.sets[s.Name]; ok && !had.entries.Same(s.entries) {
@@ -109,9 +109,8 @@ func (c *change) set(s set, had kernelSet) {
 			at = c.move(target(d.Was), target(d.Now))
 		case s.role == ruleset.Attached && !d.Has:
 			continue // strays (plan.strays) are not deleted
-		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // the set decides only about masquerading
-		case s.Layout == nftnl.Network && !d.Has && c.rules:
-			at = removesNetworks
+		case s.Layout == nftnl.Network && (s.role == ruleset.Checked || !d.Has && c.rules):
+			at = changesNetworks // a Checked set of networks decides only about masquerading
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
 			at = allowsLess
 		}
@@ -170,6 +169,12 @@ func (c *change) deniesAll(name string) bool {
 
 func (c *change) states() (states []*table) {
 	fills := slices.ContainsFunc(c.want.sets, c.isNewNetworks)
+	if c.closed {
+		if fills || len(c.steps) > 0 {
+			states = append(states, c.after(changesNetworks))
+		}
+		return append(states, c.want)
+	}
 	alone := len(c.steps) <= 1 && !c.sets || !c.any[movesPods] && (!c.any[allowsLess] || !c.any[allowsMore])
 	alone = alone && (!c.rules || len(c.steps) == 0)
 	slices.Sort(c.moving)
@@ -178,8 +183,8 @@ func (c *change) states() (states []*table) {
 		first = 0 // if rules also change, the pods of all maps need temporary chains
 	}
 	makes := alone && c.unready || !alone && len(c.moving) > first
-	if fills && (!makes || c.hooks) {
-		states = append(states, c.after(fillsNetworks))
+	if fills && !makes || c.any[changesNetworks] {
+		states = append(states, c.after(changesNetworks))
 	}
 	if makes && !alone {
 		for _, name := range c.moving[first:] {
@@ -191,9 +196,6 @@ func (c *change) states() (states []*table) {
 	}
 	if alone {
 		return append(states, c.want)
-	}
-	if c.any[removesNetworks] {
-		states = append(states, c.after(removesNetworks))
 	}
 	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
@@ -241,18 +243,22 @@ func (c *change) through(was, now string) chain {
 func (c *change) after(last step) *table {
 	t := &table{family: c.want.family, partial: true}
 	for _, s := range c.want.sets {
-		if had, ok := c.have.sets[s.Name]; ok {
+		had, ok := c.have.sets[s.Name]
+		switch {
+		case c.closed && s.Layout == nftnl.Network: // no packet meets rules that look it up
+		case ok:
 			s.entries = c.entries(s, had, last)
-		} else if last == fillsNetworks && s.Layout != nftnl.Network {
-			s.entries = ruleset.Entries{} // chains that the elements of a new map lead to are missing
+		case last == changesNetworks && s.Layout != nftnl.Network:
+			s.entries = ruleset.Entries{} // a new map's elements may lead to chains that are still missing
 		}
 		t.sets = append(t.sets, s)
 	}
-	if last == fillsNetworks {
+	if last == changesNetworks {
 		return t
 	}
 	for _, k := range c.want.chains {
-		if _, ok := c.have.chains[k.Name]; !ok || last >= allowsLess {
+		// Packets meet the rules of a new base chain at once.
+		if _, ok := c.have.chains[k.Name]; !ok && k.Hook == nil || last >= allowsLess {
 			t.chains = append(t.chains, k)
 		}
 	}
