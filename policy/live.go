@@ -56,9 +56,9 @@ type selectorIndex struct {
 	// namespaceSelector, and it has selectors without anchors, which anchored lacks.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
-	// anchored has the selectors by anchor. An anchor is a label, or a label's key with any value. Each pod that a selector
-	// matches has one of the selector's anchors. So a crowd is compared only with selectors that have an anchor among the
-	// crowd's labels, and with selectors without anchors.
+	// anchored has the selectors by anchor. An anchor is a label, or a label's key with any value. Each pod that a
+	// selector matches has one of the selector's anchors. So a crowd is compared only with selectors that have an anchor
+	// among the crowd's labels, and with selectors without anchors.
 	anchored map[anchor][]*live
 }
 
