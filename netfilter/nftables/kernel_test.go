@@ -48,7 +48,7 @@ func (m *model) then(l lowered) *model {
 	next := newModel(l)
 	for f, table := range l {
 		if table != nil && table.partial {
-			next.of[f] = m.of[f]
+			next.of[f] = m.of[f].and(table)
 			rules, sets := maps.Clone(m.rules[f]), maps.Clone(m.sets[f])
 			maps.Copy(rules, next.rules[f])
 			maps.Copy(sets, next.sets[f])
@@ -56,6 +56,17 @@ func (m *model) then(l lowered) *model {
 		}
 	}
 	return next
+}
+
+// and returns the table with the chains of both tables. It is for a partial table: it may make base chains.
+func (t *table) and(partial *table) *table {
+	all := &table{family: partial.family, chains: slices.Clone(partial.chains)}
+	if t != nil {
+		all.chains = slices.Concat(all.chains, slices.DeleteFunc(slices.Clone(t.chains), func(c chain) bool {
+			return slices.ContainsFunc(partial.chains, func(k chain) bool { return k.Name == c.Name })
+		}))
+	}
+	return all
 }
 
 // beforeNetworks returns the model of a moment during a transaction from m to the model after: the new rules are in

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/conf"
@@ -138,8 +139,11 @@ func opensLate(before, after *model, p ruleset.Packet) bool {
 	between := before.beforeNetworks(after)
 	for lookups := 0; ; lookups++ {
 		yes, made := between.allowsWhile(p, after, 0, lookups)
-		for networks := lookups + 1; !yes && networks <= made+1; networks++ {
-			yes, _ = before.allowsWhile(p, after, lookups, networks)
+		for networks := lookups; !yes && networks <= made; {
+			var by int
+			networks++
+			yes, by = before.allowsWhile(p, after, lookups, networks)
+			made = max(made, by)
 		}
 		if yes || made <= lookups {
 			return yes
@@ -157,6 +161,62 @@ func dropped(before, after *model, p ruleset.Packet) bool {
 		passes, made := between.allowsWhile(p, after, 0, lookups)
 		if !passes || made <= lookups {
 			return !passes
+		}
+	}
+}
+
+// TestALeftClassGetsOtherRules: a pod moves from one class to another. In the same change, the old class's chain gets
+// rules that look up another set, because another pod stays in the class. A sender whom both the old and the new state
+// deny never reaches the pod.
+func TestALeftClassGetsOtherRules(t *testing.T) {
+	for try := range 60 {
+		state := func(kind, peer string) policy.State {
+			var s policy.State
+			for i, pod := range []struct{ name, kind string }{{"moves", kind}, {"stays", "four"}} {
+				a := netip.AddrFrom4([4]byte{10, 88, 0, byte(2 + i)})
+				s.Endpoints = append(s.Endpoints, policy.Endpoint{
+					ID: pod.name + ":eth0", Pod: policy.PodRef{Namespace: "x", Name: pod.name},
+					Addresses: []policy.Address{{Addr: a, Subnet: netip.MustParsePrefix("10.88.0.0/24")}},
+				})
+				s.Pods = append(s.Pods, policy.Pod{
+					Namespace: "x", Name: pod.name, Labels: map[string]string{"in": "yes", "kind": pod.kind},
+					Addresses: []netip.Addr{a},
+				})
+			}
+			s.Pods = append(s.Pods, policy.Pod{
+				Namespace: "x", Name: "sender", Labels: map[string]string{"peer": peer},
+				Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.9")},
+			})
+			selected := map[string]string{"in": "yes"}
+			for i, pods := range []map[string]string{selected, selected, selected, {"kind": "four"}, {"kind": "five"}} {
+				from := &metav1.LabelSelector{MatchLabels: map[string]string{"peer": fmt.Sprint(i, "-", try)}}
+				s.Policies = append(s.Policies, policytest.Letting(fmt.Sprint("p", i), pods,
+					[]networkingv1.NetworkPolicyPeer{{PodSelector: from}}))
+			}
+			return s
+		}
+		lower := func(m *lowering, s policy.State) lowered {
+			return m.lower(ruleset.UsualBounds().Merge(policy.Compile(s), nil))
+		}
+		var m lowering
+		first := lower(&m, state("four", "none"))
+		have, kernel := makePlan([len(conf.Families)]kernelTable{}, first, false).next, newModel(first)
+		want := lower(&m, state("five", fmt.Sprint(3, "-", try)))
+		p := ruleset.Packet{
+			In: "eth0", Out: conf.Bridge, Src: netip.MustParseAddr("10.77.0.9"), Dst: netip.MustParseAddr("10.88.0.2"),
+			Proto: ruleset.TCP, Port: 80,
+		}
+		if kernel.allows(p) || newModel(want).allows(p) {
+			t.Fatal("one of the states allows the packet")
+		}
+		states, count := statesOf(have, want)
+		for i := range count {
+			after := kernel.then(nth(states, i))
+			if lookups, yes := opens(kernel, after, p); yes {
+				t.Errorf("try %d: the packet passes transaction %d of %d after %d look-ups", try, i+1, count, lookups)
+			}
+			have.advance(makePlan(have, nth(states, i), false))
+			kernel = after
 		}
 	}
 }

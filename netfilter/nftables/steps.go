@@ -27,7 +27,7 @@ type step int
 
 const (
 	changesNetworks step = iota // makes new sets, and changes only sets of networks; allows no more
-	makesNew                    // fills new sets and makes new chains, which no packet meets yet
+	makesNew                    // makes new sets and new chains, which no packet meets yet
 	allowsLess                  // lets no packet pass that was denied before
 	movesPods                   // moves pods between two classes; each class allows something that the other one denies
 	allowsMore                  // denies no packet that was allowed before
@@ -134,7 +134,7 @@ func (c *change) set(s set, had kernelSet) {
 func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
-	case now == was || within(c.have, c.want, was, now):
+	case now == was || now == "" || within(c.have, c.want, was, now) && c.stays(was):
 		return allowsMore // if now is was, only the comment changes
 	case was == "": // packets on their way may find no rules in a new chain and pass, as the old state allows
 		return allowsLess
@@ -160,6 +160,12 @@ func (c *change) ready(name string) bool {
 	had, ok := c.have.chains[name]
 	k, _ := c.wanted(name)
 	return name == "" || ok && slices.Equal(had.Sums, k.written.Sums)
+}
+
+// stays reports whether the chain keeps its rules until the last transaction.
+func (c *change) stays(name string) bool {
+	_, ok := c.wanted(name)
+	return !ok || c.ready(name)
 }
 
 func (c *change) deniesAll(name string) bool {
@@ -248,7 +254,7 @@ func (c *change) after(last step) *table {
 		case c.closed && s.Layout == nftnl.Network: // no packet meets rules that look it up
 		case ok:
 			s.entries = c.entries(s, had, last)
-		case last == changesNetworks && s.Layout != nftnl.Network:
+		case last == changesNetworks && s.role == ruleset.Members:
 			s.entries = ruleset.Entries{} // a new map's elements may lead to chains that are still missing
 		}
 		t.sets = append(t.sets, s)
