@@ -160,7 +160,8 @@ func (c *dropCounter) keepReporting(ctx context.Context, d time.Duration) {
 	}
 }
 
-// end waits until the reporting goroutine has all lines, and then closes the channel.
+// end puts all lines that are left into the channel, and then closes the channel. If the channel is full, end waits for
+// the reporting goroutine.
 func (c *dropCounter) end() {
 	if len(c.lines) > 0 {
 		c.to <- c.lines

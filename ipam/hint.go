@@ -30,11 +30,12 @@ const (
 )
 
 // hint has one bit for each address. The bit is set if the address is probably assigned. So the function next needn't
-// read the links of all assigned addresses.
+// read the symbolic links of all assigned addresses (see the package's comment).
 //
-// A link is made before its bit is set, and a bit is cleared before its link is removed. So after a crash, an
-// assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may have a
-// set bit. So pick rebuilds them if next finds no free address and links have changed since the last rebuild.
+// A symbolic link is made before its bit is set, and a bit is cleared before its symbolic link is removed. So after a
+// crash, an assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may
+// have a set bit. So pick rebuilds them if next finds no free address and symbolic links have changed since the last
+// rebuild.
 type hint struct {
 	readOnly bool // true for callers that don't have endpoint.Lock
 }

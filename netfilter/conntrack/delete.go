@@ -13,13 +13,13 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// These constants select connections by source address, since Linux 5.8. They are from enum ctattr_filter in
-// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and from net/netfilter/nf_internals.h (CTA_FILTER_F_CTA_IP_SRC).
+// With these attributes, the kernel selects connections by source address, since Linux 5.8. The first three are from
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and the last one is from net/netfilter/nf_internals.h.
 const (
-	ctaFilter           = 25
-	ctaFilterOrigFlags  = 1
-	ctaFilterReplyFlags = 2
-	ctaFilterSrc        = 1 << 0
+	ctaFilter           = 25     // CTA_FILTER
+	ctaFilterOrigFlags  = 1      // CTA_FILTER_ORIG_FLAGS
+	ctaFilterReplyFlags = 2      // CTA_FILTER_REPLY_FLAGS
+	ctaFilterSrc        = 1 << 0 // CTA_FILTER_F_CTA_IP_SRC
 )
 
 // Delete deletes all connections of addresses that are about to be assigned to another pod. Otherwise packets of the

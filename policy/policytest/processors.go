@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// OnAllProcessors calls the function try once on each processor. It divides count seeds among these calls, beginning
-// with the seed first. When the test has failed, the calls get no more seeds. With -v, the log shows how far the test
-// is.
+// OnAllProcessors runs as many calls of the function try at the same time as there are processors. The calls share the
+// seeds from first to first+count-1, and each seed goes to one call. When the test has failed, the calls get no more
+// seeds. With -v, the log shows how far the test is.
 func OnAllProcessors(t *testing.T, first uint64, count int, try func(seeds iter.Seq[uint64])) {
 	t.Helper()
 	const logged = 1000 // how many seeds there are for each line of the log
