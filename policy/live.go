@@ -52,8 +52,8 @@ type selectorIndex struct {
 	// requirements has the requirements of all live selectors, by text.
 	requirements map[string]*liveRequirement
 	scopes       map[string]*scope
-	// openScopes has the scopes whose selectors matching compares with the crowds of every namespace. Such a scope has a
-	// namespaceSelector, and it has selectors without anchors, which anchored lacks.
+	// openScopes has the scopes with selectors that matching compares with the crowds of every namespace. Such a scope has
+	// a namespaceSelector, and it has selectors without anchors, which anchored lacks.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
 	// anchored has the selectors by anchor. An anchor is a label, or a label's key with any value. Each pod that a

@@ -235,7 +235,7 @@ func TestStepsOfNetworks(t *testing.T) {
 	}
 }
 
-// changedIn returns the names of the sets whose elements have changed, and of the chains whose rules have changed.
+// changedIn returns the names of the sets with other elements than before, and of the chains with other rules.
 func changedIn(before, after kernelTable) string {
 	names := map[string]bool{}
 	for name, s := range after.sets {
