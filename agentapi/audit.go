@@ -52,7 +52,7 @@ type AuditedEnd struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Name is the name of one of the pods. It is empty if no pod has the address, or if several pods have the address.
 	Name string `json:"name,omitempty"`
-	// Node is the name of the node that itself has the address. A pod's node isn't named here.
+	// Node is the node's name, if the address is a node's own. For a pod's address, Node is empty.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }

@@ -64,7 +64,7 @@ type Drop struct {
 type DropEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Node is the name of the node that itself has the address. A pod's node isn't named here.
+	// Node is the node's name, if the address is a node's own. For a pod's address, Node is empty.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
 	// Port is a TCP, UDP or SCTP port. A source's port is the port of the first packet only.

@@ -58,7 +58,7 @@ type FlowEnd struct {
 	Pod string `json:"pod,omitempty"`
 	// Labels are nil if no pod has the address, or if several pods may have it.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Node is the name of the node that itself has the address. A pod's node isn't named here.
+	// Node is the node's name, if the address is a node's own. For a pod's address, Node is empty.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if its name has
-// an odd character. No rule has such a name.
+// LinkOf returns the link through which an endpoint's packets come to the node. If the link is unknown, LinkOf returns
+// the zero value. It does the same if the link's name has a character that link names in rules can't have.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:

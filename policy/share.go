@@ -36,9 +36,9 @@ type tenant struct {
 	skipped    float64 // entries of sets that were counted in vain, because the node has no capacity for them
 }
 
-// grant decides which demands (the rules and sets for one peer and group of ports) the ruleset gets. If the node has
-// the capacity for all demands together, each is granted, except demands with a set that is too large or whose entries
-// aren't counted yet. If the capacity isn't enough, divide decides.
+// grant decides which demands the ruleset gets. A demand is the rules and sets for one peer and group of ports. A
+// demand is left out if one of its sets is too large, or if the entries of its sets aren't counted yet. If the node has
+// the capacity for all other demands together, the ruleset gets them all. Otherwise divide decides.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {

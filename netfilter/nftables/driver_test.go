@@ -288,8 +288,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If a rule is
-// missing that logs what these policies would drop, the chain counts as incomplete.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. Such a chain has a
+// rule that logs the packets which these policies would drop. If this rule is missing, the chain counts as incomplete.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

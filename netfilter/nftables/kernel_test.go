@@ -102,9 +102,9 @@ func (m *model) allows(p ruleset.Packet) bool {
 }
 
 // allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of m.
-// Its first look-ups find the elements of m; after is the number of these look-ups. All later look-ups find the
-// elements of the model later. In sets of networks, the first look-ups find the elements of m; networks is the number
-// of these look-ups. lookups is the number of look-ups that the packet has made.
+// At first, its look-ups find the elements of m. Then they find the elements of the model later. The parameter after is
+// the number of look-ups before this change. Sets of networks change at another look-up: there the number is networks.
+// The result lookups is the number of look-ups that the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after, networks int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)

@@ -65,9 +65,9 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 	return len(packets)
 }
 
-// TestNoStepOpens: a packet that both the old and the new state deny never passes during a change. This is also true
-// for a packet that is on its way during a transaction, and has made only some of its look-ups. A packet that is
-// allowed before and after a transaction also passes while sets of networks still have their old elements.
+// TestNoStepOpens: during a change, no packet passes that both the old and the new state deny. The test also sends
+// packets that have made only some of their look-ups when a transaction comes. If a packet is allowed before and after
+// a transaction, it also passes while sets of networks still have their old elements.
 func TestNoStepOpens(t *testing.T) {
 	several, most := 0, 0
 	for seed := range uint64(60) {

@@ -39,7 +39,7 @@ type change struct {
 	want    *table
 	steps   map[string]map[ruleset.Element]step // by the name of the set
 	rules   bool                                // true if rules of existing chains change
-	closed  bool                                // true if the table has no base chain yet: no packet meets its rules
+	unmet   bool                                // true if the table has no base chain yet: no packet meets its rules
 	any     [allowsMore + 1]bool
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
@@ -77,11 +77,11 @@ func split(have kernelTable, want *table) []*table {
 		return []*table{want} // the rules or sets in the kernel are wrong, so one step may replace all of them
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
-	c.closed = !want.partial
+	c.unmet = !want.partial
 	for _, k := range want.chains {
 		had, ok := have.chains[k.Name]
 		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
-		c.closed = c.closed && (!ok || k.Hook == nil)
+		c.unmet = c.unmet && (!ok || k.Hook == nil)
 	}
 	for _, s := range want.sets {
 		if had, ok := have.sets[s.Name]; ok && !had.entries.Same(s.entries) {
@@ -175,7 +175,7 @@ func (c *change) deniesAll(name string) bool {
 
 func (c *change) states() (states []*table) {
 	fills := slices.ContainsFunc(c.want.sets, c.isNewNetworks)
-	if c.closed {
+	if c.unmet {
 		if fills || len(c.steps) > 0 {
 			states = append(states, c.after(changesNetworks))
 		}
@@ -251,7 +251,7 @@ func (c *change) after(last step) *table {
 	for _, s := range c.want.sets {
 		had, ok := c.have.sets[s.Name]
 		switch {
-		case c.closed && s.Layout == nftnl.Network: // no packet meets rules that look it up
+		case c.unmet && s.Layout == nftnl.Network: // no packet meets rules that look it up
 		case ok:
 			s.entries = c.entries(s, had, last)
 		case last == changesNetworks && s.role == ruleset.Members:
