@@ -99,11 +99,6 @@ func (a *agent) applyOverlay() error {
 	if same {
 		a.countLacks(applied.Lacks, slices.Concat(refusedBefore, o.refused))
 	}
-	if len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
-		if err := bridge.RemoveAutoconfigured(a.netlink); err != nil {
-			return err
-		}
-	}
 	a.reportMoves(o.kernel, o.plan)
 	o.kernel, o.applied, o.unchecked, o.checked = o.plan, o.version, false, time.Now()
 	return nil

@@ -14,12 +14,9 @@ import (
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/policy/ruleset"
 )
-
-// addrGenModeNone means that the kernel makes no link-local address for a link (IN6_ADDR_GEN_MODE_NONE,
-// include/uapi/linux/if_link.h).
-const addrGenModeNone = 1
 
 // Overlay writes the VXLAN device, the entries and the routes of a Plan to the kernel. A Gate writes the rest.
 type Overlay struct{ h netlinksafe.Handle }
@@ -101,7 +98,7 @@ func (r refusals) problems() []ruleset.Problem {
 // Equivalent to:
 //
 //	ip link add weir-vxlan address MAC mtu MTU type vxlan id VNI local ADDR dstport PORT nolearning
-//	ip link set weir-vxlan addrgenmode none
+//	ip link set weir-vxlan addrgenmode none; sysctl net.ipv6.conf.weir-vxlan.accept_ra=0
 //	ip addr replace GATEWAY/32 dev weir-vxlan; ip link set weir-vxlan up  (IPv6: GATEWAY/128 and nodad)
 func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bool, err error) {
 	if err := o.checkNodeAddress(p.NodeAddress); err != nil {
@@ -124,17 +121,10 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 			return nil, false, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
 		}
 	}
-	up := link.Attrs().Flags&net.FlagUp != 0
-	if !up {
-		// With a link-local address, the kernel would solicit routers through the tunnel.
-		if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-			return nil, false, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
-		}
-	}
 	if err := o.setAddresses(link, p.Gateways, all); err != nil {
 		return nil, false, err
 	}
-	if !up {
+	if !isUp(link) {
 		all.lack(conf.Tunnel+" is down", "ip link set %s up", conf.Tunnel)
 		if err := o.h.LinkSetUp(link); err != nil {
 			return nil, false, fmt.Errorf("set %s up: %w", conf.Tunnel, err)
@@ -143,6 +133,11 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 	return link, made, nil
 }
 
+func isUp(link netlink.Link) bool { return link.Attrs().Flags&net.FlagUp != 0 }
+
+// tunnel returns the VXLAN device, and makes it if it is missing or has other properties. If the device is down, the
+// kernel configures no IPv6 on it by itself: with a link-local address, the kernel would solicit routers through the
+// tunnel.
 func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
@@ -150,8 +145,10 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	}
 	link, err = o.h.LinkByName(conf.Tunnel)
 	switch {
-	case err == nil && sameTunnel(link, want):
+	case err == nil && sameTunnel(link, want) && isUp(link):
 		return link, false, nil
+	case err == nil && sameTunnel(link, want):
+		return link, false, bridge.DisableAutoconf(o.h, link)
 	case err == nil:
 		if err := o.h.LinkDel(link); err != nil {
 			return nil, false, fmt.Errorf("delete %s, which has other properties: %w", conf.Tunnel, err)
@@ -159,19 +156,32 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	case !errors.As(err, &netlink.LinkNotFoundError{}):
 		return nil, false, fmt.Errorf("look up %s: %w", conf.Tunnel, err)
 	}
+	link, err = o.makeTunnel(want)
+	return link, err == nil, err
+}
+
+// makeTunnel has the node's lock while it makes the device. The agent repairs node settings under this lock.
+// Otherwise the agent could find the kernel's defaults on the new device, and report them as another program's change.
+func (o *Overlay) makeTunnel(want *netlink.Vxlan) (netlink.Link, error) {
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	err = o.h.LinkAdd(want)
 	if errors.Is(err, unix.EEXIST) {
-		return nil, false, fmt.Errorf(
+		return nil, fmt.Errorf(
 			"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
-			conf.Tunnel, p.VNI, p.Port, err)
+			conf.Tunnel, want.VxlanId, want.Port, err)
 	}
 	if err != nil {
-		return nil, false, bridge.WithModule("vxlan", fmt.Errorf("create %s: %w", conf.Tunnel, err))
+		return nil, bridge.WithModule("vxlan", fmt.Errorf("create %s: %w", conf.Tunnel, err))
 	}
-	if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
-		return nil, false, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
+	link, err := o.h.LinkByName(conf.Tunnel)
+	if err != nil {
+		return nil, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
 	}
-	return link, true, nil
+	return link, bridge.DisableAutoconf(o.h, link)
 }
 
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {

@@ -3,6 +3,7 @@ package blackbox
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -103,7 +104,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 		if out, err = n.Ctl("status"); err != nil {
 			return err
 		}
-		if !strings.Contains(out, "ready:        true") {
+		if !regexp.MustCompile(`ready: +true`).MatchString(out) {
 			return fmt.Errorf("%.2000s", out)
 		}
 		for line := range strings.Lines(out) {

@@ -14,6 +14,12 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
+// problemOf matches the output of weirctl status if it tells of a problem of an object. The name of the object begins
+// as given.
+func problemOf(object string) *regexp.Regexp {
+	return regexp.MustCompile(`PROBLEM: +` + regexp.QuoteMeta(object))
+}
+
 // edited gives the Node a-evil each of the claims in turn. Each time, every agent must report a problem of a-evil and
 // of no other Node, and pods must still reach each other.
 func edited(
@@ -37,12 +43,12 @@ func edited(
 		for _, n := range c.Nodes {
 			c.Eventually(n.Name+" tells of the claim of "+claim[0]+" and "+claim[1], func() error {
 				out, err := n.Ctl("status")
-				if !strings.Contains(out, "PROBLEM:      Node ") {
+				if !problemOf("Node ").MatchString(out) {
 					err = fmt.Errorf("it doesn't: %w\n%s", err, out)
 				}
 				return err
 			})
-			if out, err := n.Ctl("status"); err != nil || strings.Contains(out, "PROBLEM:      Node n") {
+			if out, err := n.Ctl("status"); err != nil || problemOf("Node n").MatchString(out) {
 				c.Errorf("an edited Node is a problem of %s's: %v\n%s", n.Name, err, out)
 			}
 			if _, err := os.Stat(n.Conflist); err != nil {
