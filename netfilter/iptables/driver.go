@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -236,10 +237,14 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	left []string, refused ruleset.Refused, err error,
 ) {
 	refused = ruleset.Refused{}
-	for _, changes := range [][]change{p.before, p.across} {
-		if err := changeSets(changes, want, refused); err != nil {
-			return nil, nil, err
-		}
+	if err := changeSets(p.before, want, refused); err != nil {
+		return nil, nil, err
+	}
+	if p.mustAwait(p.before, p.across) {
+		netfilter.AwaitPackets()
+	}
+	if err := changeSets(p.across, want, refused); err != nil {
+		return nil, nil, err
 	}
 	if err := d.changeRules(ctx, p); err != nil {
 		var e *restoreError
@@ -251,6 +256,9 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 			return nil, nil, &netfilter.RefusedError{Refused: want.raise(refused)}
 		}
 		return nil, nil, err
+	}
+	if p.mustAwait(slices.Concat(p.before, p.across), p.after) {
+		netfilter.AwaitPackets()
 	}
 	if err := changeSets(p.after, want, refused); err != nil {
 		return nil, nil, err

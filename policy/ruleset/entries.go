@@ -33,9 +33,15 @@ func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Ge
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
 
 // HasAddress reports whether an entry is for exactly this address, perhaps with a port or a link.
-func (e Entries) HasAddress(a netip.Addr) bool {
-	last, ok := e.of.Last(func(e Element) bool { return e.Prefix.Addr().Compare(a) <= 0 })
-	return ok && last.Prefix == netip.PrefixFrom(a, a.BitLen())
+func (e Entries) HasAddress(a netip.Addr) bool { return e.HasAddressIn(netip.PrefixFrom(a, a.BitLen())) }
+
+// HasAddressIn reports whether an entry is for an address in the network, perhaps with a port or a link. e must have
+// entries for single addresses only.
+func (e Entries) HasAddressIn(network netip.Prefix) bool {
+	last, ok := e.of.Last(func(e Element) bool {
+		return e.Prefix.Addr().Compare(network.Addr()) <= 0 || network.Contains(e.Prefix.Addr())
+	})
+	return ok && last.Prefix.IsSingleIP() && network.Contains(last.Prefix.Addr())
 }
 
 // All yields the entries in order.
