@@ -100,7 +100,7 @@ func (d *Driver) applyTo(
 		return all, err
 	}
 	whole := d.lowering.lower(want)
-	alone := false
+	alone, reread := false, false
 	for try := 1; ; try++ {
 		l := whole.only(families)
 		r, p, err := d.apply(l, alone)
@@ -122,6 +122,13 @@ func (d *Driver) applyTo(
 		switch {
 		case d.lowering.without(refused):
 			whole = d.lowering.lower(want)
+		case len(parts) > 0 && errors.Is(err, unix.ENOENT) && !reread:
+			// Another program may have deleted the table. Or the kernel lacks a part that a rule needs: then it refuses the
+			// rule again.
+			reread = true
+			if err := d.Read(ctx); err != nil {
+				return r, errors.Join(err, d.closeAll(ctx, l))
+			}
 		case len(parts) > 0:
 			return r, &netfilter.RefusedError{Refused: parts}
 		case someElement && !alone:

@@ -13,6 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
@@ -214,6 +217,28 @@ func testLacking(t *testing.T, words, note string) {
 		if got := listed(t); strings.Count(got, "drop") < 8 || strings.Contains(got, "kernel refuses") {
 			t.Errorf("the pods are not checked:\n%s", got)
 		}
+	}
+}
+
+// TestNoRuleCountsAsRefusedAfterAFlush: another program flushes the ruleset, and the driver doesn't know it yet. Then
+// Apply doesn't conclude that the kernel refuses new rules: it makes the table anew.
+func TestNoRuleCountsAsRefusedAfterAFlush(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d, s := driver(t), policytest.DualStack()
+	s.Policies = nil
+	mustApply(t, d, policy.Compile(s), netfilter.All)
+	nodetest.Run(t, "nft", "flush ruleset")
+	for _, p := range s.Pods {
+		port := intstr.FromInt32(8080)
+		np := policytest.Letting("p", p.Labels, nil, networkingv1.NetworkPolicyPort{Port: &port})
+		np.Namespace = p.Namespace
+		s.Policies = append(s.Policies, np)
+	}
+	mustApply(t, d, policy.Compile(s), netfilter.Trust)
+	if got := listed(t); !strings.Contains(got, "tcp dport 8080") {
+		t.Errorf("a policy's rule is missing:\n%s", got)
 	}
 }
 

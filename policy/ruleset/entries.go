@@ -33,7 +33,9 @@ func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Ge
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
 
 // HasAddress reports whether an entry is for exactly this address, perhaps with a port or a link.
-func (e Entries) HasAddress(a netip.Addr) bool { return e.HasAddressIn(netip.PrefixFrom(a, a.BitLen())) }
+func (e Entries) HasAddress(a netip.Addr) bool {
+	return e.HasAddressIn(netip.PrefixFrom(a, a.BitLen()))
+}
 
 // HasAddressIn reports whether an entry is for an address in the network, perhaps with a port or a link. e must have
 // entries for single addresses only.
