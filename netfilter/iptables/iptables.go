@@ -159,7 +159,10 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.WaitDelay = time.Second // limits the wait for a child process that keeps the output open
+	// WaitDelay limits the wait for a child process that keeps the output open. If Run can't read the output to its end
+	// within this time, it returns an error, even if the program has succeeded. So the limit is long enough for a busy
+	// machine.
+	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
 	var errOut output
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -189,7 +189,9 @@ func output(ctx context.Context, program string) (string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	cmd.WaitDelay = time.Second
+	// WaitDelay limits the wait for a child process that keeps the output open. On a busy machine, it may take some time
+	// until the output of a program that has succeeded is read to its end.
+	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
