@@ -89,7 +89,7 @@ func TestDropEvents(t *testing.T) {
 		`jsonpath={range .spec.template.spec.containers[0].command[*]}{@}{"\n"}{end}`), "\n")
 	patch(t.Context(), `{"type": "OnDelete"}`, `{"op": "add", "path": "`+command+`-", "value": "--drop-events"}`)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Minute)
 		defer cancel()
 		patch(ctx, `{"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}`,
 			fmt.Sprintf(`{"op": "remove", "path": "%s%d"}`, command, flags))

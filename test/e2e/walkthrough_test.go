@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +87,13 @@ func walkthrough(t *testing.T, client, server node) {
 	timesOut("busybox lacks the label")
 	kubectl(t, "-n", "ns-1", "label", "pod", "busybox", "app=busybox")
 	answers("busybox has the label")
-	addresses := []string{podIP(t, "ns-1", "http-echo"), podIP(t, "ns-1", "busybox")}
+	// The namespace's name as a whole field, and not as a part of a longer name.
+	traces := []*regexp.Regexp{regexp.MustCompile(`(^|[^\w-])ns-1($|[^\w-])`)}
+	for _, p := range []string{"http-echo", "busybox"} {
+		// An address as a whole field. A port, a prefix length or the end of a range may follow.
+		traces = append(traces,
+			regexp.MustCompile(`(^|[^\w.])`+regexp.QuoteMeta(podIP(t, "ns-1", p))+`($|[^\w.])`))
+	}
 	kubectl(t, "delete", "ns", "ns-1")
 	for _, n := range []node{client, server} {
 		eventually(t, 10*time.Second, "nothing is left on "+n.name, func() error {
@@ -101,8 +108,8 @@ func walkthrough(t *testing.T, client, server node) {
 					return err
 				}
 				for line := range strings.Lines(out) {
-					for _, trace := range append([]string{"ns-1"}, addresses...) {
-						if strings.Contains(line, trace) && !strings.Contains(line, trace+"0") {
+					for _, trace := range traces {
+						if trace.MatchString(line) {
 							return fmt.Errorf("%s: %s", command, line)
 						}
 					}

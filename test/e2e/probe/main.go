@@ -90,7 +90,19 @@ func connect() *cobra.Command {
 
 func try(address string, timeout time.Duration) (a Attempt) {
 	a = Attempt{To: address, Start: time.Now()}
-	conn, err := (&net.Dialer{Timeout: timeout, KeepAlive: -1}).Dial("tcp", address)
+	kept := -1 // a second descriptor of the socket, which stays open when the dialer gives up
+	dialer := net.Dialer{Timeout: timeout, KeepAlive: -1, Control: func(_, _ string, socket syscall.RawConn) (err error) {
+		controlErr := socket.Control(func(fd uintptr) { kept, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+		return errors.Join(err, controlErr)
+	}}
+	conn, err := dialer.Dial("tcp", address)
+	socket := os.NewFile(uintptr(kept), address) // nil if there is no second descriptor
+	defer func() { _ = socket.Close() }()
+	// If the probe gets no processor time while the connection opens, the dialer may give up although the server has
+	// answered.
+	if err != nil && socket != nil && isOpen(kept) {
+		conn, err = net.FileConn(socket)
+	}
 	a.Took = time.Since(a.Start)
 	if err != nil {
 		a.Error = err.Error()
@@ -112,6 +124,12 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	_ = tcp.SetLinger(0) // closes by a reset, because connections in TIME_WAIT would use up the ports
 	_ = tcp.Close()
 	return a
+}
+
+func isOpen(socket int) bool {
+	const established = 1 // TCP_ESTABLISHED in include/net/tcp_states.h
+	info, err := unix.GetsockoptTCPInfo(socket, unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && info.State == established
 }
 
 // listen echoes each datagram, and prints its size, its sender and its beginning. It closes each TCP connection after a
