@@ -258,33 +258,35 @@ func TestKnows(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	select {
+	case <-generations: // the present generation: from now on, the watch misses no change
+	case <-time.After(time.Minute):
+		t.Fatal("the watch doesn't begin")
+	}
 	// told returns the generations that Watch has reported since the last call.
 	told := func() (all []uint32) {
 		t.Helper()
+		nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
+		nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
+		last, err := d.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		timeout := time.After(time.Minute)
 		for {
-			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
-			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
-			last, err := d.Generation()
-			if err != nil {
-				t.Fatal(err)
-			}
-			timeout := time.After(time.Minute)
-			for {
-				select {
-				case g := <-generations:
-					if g < last-1 {
-						all = append(all, g)
-					}
-					if g == last {
-						return all
-					}
-				case <-timeout:
-					t.Fatal("the watch doesn't tell of a change")
+			select {
+			case g := <-generations:
+				if g < last-1 {
+					all = append(all, g)
 				}
+				if g == last {
+					return all
+				}
+			case <-timeout:
+				t.Fatal("the watch doesn't tell of a change")
 			}
 		}
 	}
-	told() // waits until the watch has begun
 	r := rand.New(rand.NewPCG(3, 3))
 	s := policytest.State(r)
 	own := 0

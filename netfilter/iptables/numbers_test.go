@@ -415,7 +415,8 @@ func TestForeignBitsAreDrift(t *testing.T) {
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	took := func(n int) (least time.Duration) {
+	// numberingOf returns a function that numbers n classes, and returns how long that took.
+	numberingOf := func(n int) func() time.Duration {
 		var was, now []class
 		var members []ruleset.Entry
 		old := &numbering{leaves: leaves{}, former: map[int]bool{}}
@@ -428,20 +429,23 @@ func TestManyClasses(t *testing.T) {
 			members = append(members, ruleset.Entry{Element: e, Comment: withNumber(i+2, "ns/pod")})
 		}
 		all := ruleset.EntriesOf(members...)
-		for range 5 {
+		return func() time.Duration {
 			began := processorTime(t)
 			next, ok := assign(old, all, now)
 			set := loweredMembers{}.next(was, old).next(now, next)
-			if d := processorTime(t) - began; least == 0 || d < least {
-				least = d
-			}
+			took := processorTime(t) - began
 			if !ok || next.of["NOW7"] != 9 || set.to.Len() != n {
 				t.Fatalf("class 7 has the number %d, and %d of %d pods have one", next.of["NOW7"], set.to.Len(), n)
 			}
+			return took
 		}
-		return least
 	}
-	if few, many := took(500), took(2000); many > 9*few {
+	fewer, more := numberingOf(500), numberingOf(2000)
+	few, many := time.Hour, time.Hour
+	for range 5 { // by turns, so that a slow moment of the machine hits both
+		few, many = min(few, fewer()), min(many, more())
+	}
+	if many > 9*few {
 		t.Errorf("2,000 classes take %v, and 500 take %v", many, few)
 	}
 }

@@ -682,8 +682,9 @@ func TestUIDMustMatch(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	n := newNode(t, nil)
+	n := nodetest.NewNode(t, nil)
 	n.Manifest("cluster.yaml", strings.Replace(cluster, "{name: busybox,", "{name: busybox, uid: one,", 1))
+	n.StartAgent() // when the agent is ready, it knows the UID
 	p := n.AddPod("ns-1", "http-echo")
 	nodetest.NewNS(t, "namesake")
 	before := leftovers(t)

@@ -91,8 +91,10 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	n := newNode(t, nil)
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("cluster.yaml", cluster)
 	n.Manifest("policy.yaml", noEgress)
+	n.StartAgent() // when the agent is ready, it knows the policy
 	server := n.AddPod("ns-1", "http-echo")
 	count := arrivals(t, server)
 	for range 5 {
@@ -142,6 +144,7 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	n := newNode(t, nil)
 	n.Manifest("policy.yaml", noEgress)
 	server, client, other := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
+	applied(n, "ns-1/no-egress")
 	count := arrivals(t, server)
 	stop := flood(t, client.Netns, server.IP+":9")
 	allowed, accepted := connectTCP(t, server, other)
@@ -196,6 +199,7 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	n := newNode(t, nil)
 	n.Manifest("policy.yaml", noEgress)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	applied(n, "ns-1/no-egress")
 	count := arrivals(t, server)
 	stop := flood(t, client.Netns, server.IP+":9")
 	for i := range 5 {
@@ -228,6 +232,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Manifest("cluster.yaml", labelled)
 	n.Manifest("policy.yaml", allow)
 	server, first := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	applied(n, "ns-1/allow")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)

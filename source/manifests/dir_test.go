@@ -102,10 +102,29 @@ func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	was := s.last
 	u := s.next()
-	for u.String() == was.String() && fmt.Sprint(u.err) == fmt.Sprint(was.err) && u.String() != objects {
+	for u.String() == was.String() && fmt.Sprint(u.err) == fmt.Sprint(was.err) && !u.fits(objects, words...) {
 		u = s.next()
 	}
 	s.compare(u, objects, words...)
+}
+
+// fits reports whether the update has the objects, and an error with all words. Without words, it must have no error.
+func (u update) fits(objects string, words ...string) bool {
+	fits := u.String() == objects && (u.err == nil) == (len(words) == 0)
+	for _, w := range words {
+		fits = fits && u.err != nil && strings.Contains(u.err.Error(), w)
+	}
+	return fits
+}
+
+// fresh returns the next update that differs from the last one in an object or in its error (see want).
+func (s *source) fresh() (u update) {
+	s.Helper()
+	was := s.last
+	for u = s.next(); cmp.Equal(u.objects, was.objects) && fmt.Sprint(u.err) == fmt.Sprint(was.err); {
+		u = s.next()
+	}
+	return u
 }
 
 func (s *source) next() (u update) {
@@ -188,7 +207,8 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
 	s.write("c.yaml", "{{- if .Values.policy }}\n")
-	s.want("-", "b.yaml: document 1") // c.yaml doesn't hold up the start: its earlier objects are known
+	// This update still has the error of b.yaml. c.yaml doesn't hold up the start, because its earlier objects are known.
+	s.want("-", "b.yaml: document 1", "c.yaml: document 1")
 	s.write("b.yaml", pod("b", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
 		"its last readable content stays in force")
@@ -286,7 +306,7 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
 	spec := func(want string, problems ...string) {
 		t.Helper()
-		u := s.next()
+		u := s.fresh()
 		if u.err != nil || len(u.objects.Policies) != 1 {
 			t.Fatalf("%v, %v", u, u.err)
 		}
@@ -368,7 +388,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	s.write("c.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-2, labels: {a: b, c: d}}\n")
 	s.want("Namespace ns-2, Pod default/x app=b")
 	s.write("d.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-2, labels: {a: b, e: f}}\n")
-	u := s.next()
+	u := s.fresh()
 	want := policy.Namespace{
 		Name:    "ns-2",
 		Labels:  map[string]string{"a": "b", "kubernetes.io/metadata.name": "ns-2"},

@@ -110,8 +110,10 @@ func within(d time.Duration, f func() error) error {
 }
 
 type damage struct {
-	kind    string // label of the metric that counts the repair
-	command string // a shell command that does the damage
+	kind string // label of the metric that counts the repair
+	// command is a shell command that does the damage. A flush of routes or neighbours fails if the agent or the kernel
+	// changes an entry meanwhile, so its exit status is ignored. The count of repairs shows that it did the damage.
+	command string
 	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }
 
@@ -198,11 +200,11 @@ func TestNodeBridgeComesBack(t *testing.T) {
 		{"address", "ip addr flush dev weir0", "ip addr show dev weir0 | grep fd00:10:88::1/128"},
 		{"neighbour", "ip link set weir0 down; ip link set weir0 up", "ip -6 neigh show dev weir0 | grep PERMANENT"},
 		{"bridge", "ip link set weir0 down", "ip link show weir0 up | grep weir0"},
-		{"route", "ip route flush dev weir0", "ip route show dev weir0 | grep 10.88.0.0/24"},
-		{"route", "ip -6 route flush dev weir0", "ip -6 route show dev weir0 | grep fd00:10:88::/64"},
-		{"route", "ip route flush table local dev weir0", "ip route show table local dev weir0 | grep 10.88.0.1"},
+		{"route", "ip route flush dev weir0 || true", "ip route show dev weir0 | grep 10.88.0.0/24"},
+		{"route", "ip -6 route flush dev weir0 || true", "ip -6 route show dev weir0 | grep fd00:10:88::/64"},
+		{"route", "ip route flush table local dev weir0 || true", "ip route show table local dev weir0 | grep 10.88.0.1"},
 		{
-			"neighbour", "ip neigh flush dev weir0 nud permanent; ip -6 neigh flush dev weir0 nud permanent",
+			"neighbour", "ip neigh flush dev weir0 nud permanent; ip -6 neigh flush dev weir0 nud permanent || true",
 			"ip neigh show dev weir0 | grep PERMANENT",
 		},
 		{
@@ -332,7 +334,10 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	if v := metric(t, `weir_node_faults{kind="sysctl"}`); v != 1 {
 		t.Errorf("weir_node_faults{kind=\"sysctl\"} is %v", v)
 	}
-	nodetest.Run(t, "umount", "/proc/sys")
+	n.Eventually("no process has a file of /proc/sys open, so that umount succeeds", func() error {
+		_, err := nodetest.Try("umount", "/proc/sys")
+		return err
+	})
 	if err := within(repairTime, func() error { _, err := n.Ctl("status"); return err }); err != nil {
 		t.Errorf("after it can be put right again: %v", err)
 	}
@@ -438,8 +443,8 @@ func TestNodeOverlayComesBack(t *testing.T) {
 	n.comesBack([]damage{
 		{"overlay", "ip link set weir-vxlan down", "ip link show weir-vxlan up | grep weir-vxlan"},
 		{"overlay", "ip link del weir-vxlan", "ip link show weir-vxlan up | grep weir-vxlan"},
-		{"overlay", "ip route flush proto 88", "ip route show proto 88 | grep 10.88.1.0/24"},
-		{"overlay", "ip neigh flush dev weir-vxlan nud permanent", "ip neigh show dev weir-vxlan | grep PERMANENT"},
+		{"overlay", "ip route flush proto 88 || true", "ip route show proto 88 | grep 10.88.1.0/24"},
+		{"overlay", "ip neigh flush dev weir-vxlan nud permanent || true", "ip neigh show dev weir-vxlan | grep PERMANENT"},
 		{
 			"overlay", "bridge fdb del 0e:58:c0:00:02:01 dev weir-vxlan dst 192.0.2.1",
 			"bridge fdb show dev weir-vxlan | grep 192.0.2.1",

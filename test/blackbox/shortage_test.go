@@ -110,9 +110,16 @@ func TestNoRoomIsLeft(t *testing.T) {
 	n.AddPod("ns-1", "one")
 	const filler = "/run/weir/filler"
 	for lacks, fill := range map[string]func() error{
-		"space": func() error { return os.WriteFile(filler, make([]byte, 2<<20), 0o600) },
+		"space": func() error {
+			f, err := os.OpenFile(filler, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err == nil {
+				_, err = f.Write(make([]byte, 2<<20))
+				err = errors.Join(err, f.Close())
+			}
+			return err
+		},
 		"inodes": func() error {
-			err := os.Mkdir(filler, 0o700)
+			err := os.MkdirAll(filler, 0o700)
 			for i := 0; err == nil; i++ {
 				err = os.WriteFile(filepath.Join(filler, fmt.Sprint(i)), nil, 0o600)
 			}
@@ -129,6 +136,10 @@ func TestNoRoomIsLeft(t *testing.T) {
 			}
 			return err
 		})
+		// During the first call of fill, the agent may have had a temporary file, whose room is free again.
+		if err := fill(); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("fill the %s again: %v", lacks, err)
+		}
 		if _, err := n.TryAddPod("ns-1", "two"); err == nil || !strings.Contains(err.Error(), "no space left on device") {
 			t.Errorf("without %s, ADD says %v", lacks, err)
 		}
