@@ -80,18 +80,10 @@ func disableAutoconf(h netlinksafe.Handle, name string) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
-	return DisableAutoconf(h, link)
-}
-
-// DisableAutoconf stops the kernel from giving the link IPv6 addresses and routes by itself. It does nothing if the
-// link has no IPv6.
-//
-// Equivalent to: ip link set LINK addrgenmode none; sysctl net.ipv6.conf.LINK.accept_ra=0
-func DisableAutoconf(h netlinksafe.Handle, link netlink.Link) error {
 	if err := disableLinkLocal(h, link); err != nil {
 		return err
 	}
-	err := writeSysctl("net/ipv6/conf/"+link.Attrs().Name+"/accept_ra", "0")
+	err = writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "0")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

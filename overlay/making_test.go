@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -50,6 +52,62 @@ func TestMakingTheTunnelIsNoRepair(t *testing.T) {
 	}
 }
 
+// TestApplyWithoutTheLock: another process has the node's lock. Then Apply makes no tunnel, and soon returns an error.
+// The agent's loop must go on.
+func TestApplyWithoutTheLock(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	o := zones(t)["n2"]
+	plan := planned("n2", Always, []policy.Node{
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+	}, o)
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := func() error { // unlike nodetest.In, it doesn't end the test
+		return ns.WithNetNSPath("/run/netns/n2", func(ns.NetNS) error {
+			_, err := o.Apply(plan)
+			return err
+		})
+	}
+	if err := failed(); err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("another process has the lock: %v", err)
+	}
+	unlock()
+	if err := failed(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTheTunnelGetsIPv6: the tunnel's MTU was too small for IPv6, and rises. Then the kernel switches IPv6 on, but
+// configures no addresses by itself.
+func TestTheTunnelGetsIPv6(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	o := zones(t)["n2"]
+	plan := planned("n2", Always, []policy.Node{
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+	}, o)
+	for _, plan.TunnelMTU = range []int{1230, 1400} {
+		nodetest.In(t, "/run/netns/n2", func() error {
+			_, err := o.Apply(plan)
+			return err
+		})
+	}
+	for name, want := range map[string]string{"accept_ra": "0", "addr_gen_mode": "1"} {
+		got := nodetest.Run(t, "ip", "netns", "exec", "n2", "cat", "/proc/sys/net/ipv6/conf/"+conf.Tunnel+"/"+name)
+		if strings.TrimSpace(got) != want {
+			t.Errorf("%s is %s", name, got)
+		}
+	}
+	if got := nodetest.Run(t, "ip", "-n", "n2", "-6", "addr", "show", "dev", conf.Tunnel); strings.Contains(got, "fe80") {
+		t.Errorf("the kernel has made an address: %s", got)
+	}
+}
+
 // repair repairs the settings of a node without pods until ctx ends. It returns the first difference.
 func repair(ctx context.Context) error {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
@@ -70,6 +128,7 @@ func repair(ctx context.Context) error {
 		}
 		differences := bridge.Repair(h, properties)
 		unlock()
+		time.Sleep(time.Millisecond) // gives Apply a chance to get the lock
 		for _, d := range differences {
 			return errors.Join(fmt.Errorf("repaired: %w (%s)", d.Was, d.Property.Command()), d.Failed)
 		}

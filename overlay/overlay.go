@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -117,7 +118,7 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 	if mtu := link.Attrs().MTU; mtu != p.TunnelMTU {
 		all.lack(fmt.Sprintf("%s has MTU %d, not %d", conf.Tunnel, mtu, p.TunnelMTU),
 			"ip link set %s mtu %d", conf.Tunnel, p.TunnelMTU)
-		if err := o.h.LinkSetMTU(link, p.TunnelMTU); err != nil {
+		if err := o.configure(func() error { return o.h.LinkSetMTU(link, p.TunnelMTU) }); err != nil {
 			return nil, false, fmt.Errorf("set the MTU of %s to %d: %w", conf.Tunnel, p.TunnelMTU, err)
 		}
 	}
@@ -135,9 +136,7 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 
 func isUp(link netlink.Link) bool { return link.Attrs().Flags&net.FlagUp != 0 }
 
-// tunnel returns the VXLAN device, and makes it if it is missing or has other properties. If the device is down, the
-// kernel configures no IPv6 on it by itself: with a link-local address, the kernel would solicit routers through the
-// tunnel.
+// tunnel returns the VXLAN device, and makes it if it is missing or has other properties.
 func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
@@ -147,8 +146,8 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	switch {
 	case err == nil && sameTunnel(link, want) && isUp(link):
 		return link, false, nil
-	case err == nil && sameTunnel(link, want):
-		return link, false, bridge.DisableAutoconf(o.h, link)
+	case err == nil && sameTunnel(link, want): // a killed agent may have left it before it had these settings
+		return link, false, o.configure(func() error { return nil })
 	case err == nil:
 		if err := o.h.LinkDel(link); err != nil {
 			return nil, false, fmt.Errorf("delete %s, which has other properties: %w", conf.Tunnel, err)
@@ -156,32 +155,42 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	case !errors.As(err, &netlink.LinkNotFoundError{}):
 		return nil, false, fmt.Errorf("look up %s: %w", conf.Tunnel, err)
 	}
-	link, err = o.makeTunnel(want)
-	return link, err == nil, err
+	err = o.configure(func() error { return o.h.LinkAdd(want) })
+	if errors.Is(err, unix.EEXIST) {
+		return nil, false, fmt.Errorf(
+			"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
+			conf.Tunnel, p.VNI, p.Port, err)
+	}
+	if err != nil {
+		return nil, false, bridge.WithModule("vxlan", fmt.Errorf("create %s: %w", conf.Tunnel, err))
+	}
+	if link, err = o.h.LinkByName(conf.Tunnel); err != nil {
+		return nil, false, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
+	}
+	return link, true, nil
 }
 
-// makeTunnel has the node's lock while it makes the device. The agent repairs node settings under this lock.
-// Otherwise the agent could find the kernel's defaults on the new device, and report them as another program's change.
-func (o *Overlay) makeTunnel(want *netlink.Vxlan) (netlink.Link, error) {
-	unlock, err := endpoint.Lock()
+// lockWait is how long configure waits for the node's lock. A process that hangs may have the lock, and the agent must
+// go on meanwhile.
+const lockWait = time.Second
+
+// configure makes a change after which the kernel may configure IPv6 on the tunnel's device by itself: it makes the
+// device, or gives it an MTU that IPv6 needs. Then configure stops the kernel from doing so. If that fails, the agent's
+// check of the node settings reports it.
+//
+// Meanwhile configure has the node's lock, under which the agent repairs node settings. Otherwise the agent could find
+// the kernel's defaults on the device, and report them as another program's change.
+func (o *Overlay) configure(change func() error) error {
+	unlock, err := endpoint.LockWithin(lockWait)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unlock()
-	err = o.h.LinkAdd(want)
-	if errors.Is(err, unix.EEXIST) {
-		return nil, fmt.Errorf(
-			"create %s: another VXLAN device has VNI %d on port %d; --overlay-vni or --overlay-port give weir's another: %w",
-			conf.Tunnel, want.VxlanId, want.Port, err)
+	if err := change(); err != nil {
+		return err
 	}
-	if err != nil {
-		return nil, bridge.WithModule("vxlan", fmt.Errorf("create %s: %w", conf.Tunnel, err))
-	}
-	link, err := o.h.LinkByName(conf.Tunnel)
-	if err != nil {
-		return nil, fmt.Errorf("look up new %s: %w", conf.Tunnel, err)
-	}
-	return link, bridge.DisableAutoconf(o.h, link)
+	_ = bridge.RemoveAutoconfigured(o.h)
+	return nil
 }
 
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {
