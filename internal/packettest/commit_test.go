@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,65 +41,13 @@ func packetsDuringAChange(t *testing.T, name Name) {
 		s.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, text)}
 		rulesets[i] = n.Ruleset(s)
 	}
-	nonePasses(t, name, n, rulesets, "10.88.0.2:99", "10.88.0.3:0")
-}
-
-// TestSlowPacketsDuringAChange is like TestPacketsDuringAChange, but pods get other labels, and the sender's packets
-// meet many rules between the look-up of the sender and the look-up of the receiver. So a whole change often happens
-// between these two look-ups of a packet.
-func TestSlowPacketsDuringAChange(t *testing.T) {
-	for _, name := range Names {
-		t.Run(string(name), func(t *testing.T) { slowPacketsDuringAChange(t, name) })
-	}
-}
-
-func slowPacketsDuringAChange(t *testing.T, name Name) {
-	if !nodetest.Isolated(t) {
-		return
-	}
-	const receiver, sender = 0, 1
-	n, state := attached(t, nil, pod("x", "receiver", "10.88.0.2"), pod("z", "sender", "10.88.0.3"),
-		// With these pods, no class is new in a change, so only entries of sets change.
-		pod("x", "closed", "10.88.0.4"), pod("z", "slow", "10.88.0.5"), pod("z", "closed", "10.88.0.6"))
-	n.Use(name)
-	slow := "metadata: {name: slow, namespace: z}\n" +
-		"spec:\n  podSelector: {matchLabels: {app: slow}}\n  policyTypes: [Egress]\n  egress:\n"
-	const rules = 900
-	for i := range rules { // no packet of the test matches these rules, but each rule looks up a packet's receiver
-		slow += fmt.Sprintf("  - {to: [{ipBlock: {cidr: 192.0.2.%d/32}}], ports: [{protocol: UDP, port: %d, endPort: %d}]}\n",
-			i%256, 1000+i, 2000+i)
-	}
-	slow += "  - {to: [{ipBlock: {cidr: 10.88.0.0/16}}], ports: [{protocol: UDP, port: 99, endPort: 5000}]}\n"
-	for _, text := range []string{
-		slow,
-		"metadata: {name: deny, namespace: x}\nspec: {podSelector: {matchLabels: {app: closed}}, policyTypes: [Ingress]}",
-		"metadata: {name: deny, namespace: z}\nspec: {podSelector: {matchLabels: {app: closed}}, policyTypes: [Egress]}",
-	} {
-		state.Policies = append(state.Policies, networkPolicy(t, text))
-	}
-	var rulesets [2]ruleset.Ruleset
-	for i, apps := range [][]string{{receiver: "closed", sender: "slow"}, {receiver: "open", sender: "closed"}} {
-		s := state
-		s.Pods = slices.Clone(s.Pods)
-		for j, app := range apps {
-			s.Pods[j].Labels = map[string]string{"app": app}
-		}
-		rulesets[i] = n.Ruleset(s)
-	}
-	nonePasses(t, name, n, rulesets, "10.88.0.2:2000", "10.88.0.3:0")
-}
-
-// nonePasses sends packets from one address to another while the rules change back and forth between the rulesets. No
-// packet may pass.
-func nonePasses(t *testing.T, name Name, n *Node, rulesets [2]ruleset.Ruleset, to, from string) {
-	t.Helper()
 	apply := func(i int) {
 		if _, err := n.Apply(t.Context(), rulesets[i%2], netfilter.Trust); err != nil {
 			t.Fatal(err)
 		}
 	}
 	apply(0)
-	receiver, sender := dialBetween(t, n, to, from)
+	receiver, sender := dialBetween(t, n, "10.88.0.2:99", "10.88.0.3:0")
 	var sent, passed atomic.Int64
 	go func() {
 		buf := make([]byte, 64)

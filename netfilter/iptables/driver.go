@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -237,14 +236,10 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	left []string, refused ruleset.Refused, err error,
 ) {
 	refused = ruleset.Refused{}
-	if err := changeSets(p.before, want, refused); err != nil {
-		return nil, nil, err
-	}
-	if p.mustAwait(p.before, p.across) {
-		netfilter.AwaitPackets()
-	}
-	if err := changeSets(p.across, want, refused); err != nil {
-		return nil, nil, err
+	for _, changes := range [][]change{p.before, p.across} {
+		if err := changeSets(changes, want, refused); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := d.changeRules(ctx, p); err != nil {
 		var e *restoreError
@@ -256,9 +251,6 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 			return nil, nil, &netfilter.RefusedError{Refused: want.raise(refused)}
 		}
 		return nil, nil, err
-	}
-	if p.mustAwait(slices.Concat(p.before, p.across), p.after) {
-		netfilter.AwaitPackets()
 	}
 	if err := changeSets(p.after, want, refused); err != nil {
 		return nil, nil, err

@@ -33,32 +33,18 @@ func newModel(t testing.TB) *model {
 	return m
 }
 
-// awaiting is the step in which the driver waits for the packets on their way.
-const awaiting = "await packets"
-
-// plan carries out the plan, and calls the function after each step.
 func (m *model) plan(p plan, after func(step string)) {
 	for _, s := range p.create {
 		m.sets[s.Name] = set{kind: s.Kind, family: s.Family, entries: s.Entries}
 	}
 	after("create")
-	for i, c := range p.before {
+	for i, c := range slices.Concat(p.before, p.across) {
 		m.change(c)
 		after(fmt.Sprint("before ", i, ": ", c))
-	}
-	if p.mustAwait(p.before, p.across) {
-		after(awaiting)
-	}
-	for i, c := range p.across {
-		m.change(c)
-		after(fmt.Sprint("across ", i, ": ", c))
 	}
 	for _, f := range conf.Families {
 		m.restore(f, p.restore[f])
 		after(fmt.Sprint("restore ", f))
-	}
-	if p.mustAwait(slices.Concat(p.before, p.across), p.after) {
-		after(awaiting)
 	}
 	for i, c := range p.after {
 		m.change(c)
@@ -68,21 +54,6 @@ func (m *model) plan(p plan, after func(step string)) {
 		delete(m.sets, name)
 	}
 	after("destroy")
-}
-
-// now returns a copy of the model that stays as it is.
-func (m *model) now() *model {
-	c := *m
-	c.sets = maps.Clone(m.sets)
-	return &c
-}
-
-// allowsWhile reports whether a packet that is on its way during some steps passes. The packet meets the rules of m.
-// Its first look-ups find the elements of m. The number of these look-ups is the parameter first. The later look-ups
-// find the elements of the model later. The result lookups is the number of look-ups that the packet has made.
-func (m *model) allowsWhile(p ruleset.Packet, later *model, first int) (yes bool, lookups int) {
-	w := walk{model: m, Packet: p, family: conf.FamilyOf(p.Dst), later: later.sets, first: first}
-	return w.passes(), w.lookups
 }
 
 func (m *model) change(c change) {
@@ -146,8 +117,12 @@ func (m *model) allows(p ruleset.Packet) bool {
 // class in its mark, or if other bits of the mark have changed.
 func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	m.Helper()
+	chain := "FORWARD"
+	if p.Out == "" {
+		chain = "INPUT"
+	}
 	w := walk{model: m, Packet: p, family: conf.FamilyOf(p.Dst), mark: mark}
-	if !w.passes() {
+	if w.chain(chain) == "DROP" {
 		return false
 	}
 	if changed := mark ^ w.mark; changed&^markField != 0 || w.mark&markField != 0 && (w.numbered || changed != 0) {
@@ -163,28 +138,6 @@ type walk struct {
 	mark     uint32
 	numbered bool // true if a rule has written the number of a class to the mark
 	logged   bool // true if a rule has copied the packet to the log group
-	lookups  int
-	// later has the sets for all look-ups but the first ones. It is nil if the sets stay. first is the number of those
-	// first look-ups.
-	later map[string]set
-	first int
-}
-
-func (w *walk) passes() bool {
-	if w.Out == "" {
-		return w.chain("INPUT") != "DROP"
-	}
-	return w.chain("FORWARD") != "DROP"
-}
-
-// lookUp returns the set. The kernel destroys a set only if no rule looks it up, so a destroyed set stays as it was.
-func (w *walk) lookUp(name string) (s set, ok bool) {
-	w.lookups++
-	if s, ok = w.later[name]; ok && w.lookups > w.first {
-		return s, true
-	}
-	s, ok = w.sets[name]
-	return s, ok
 }
 
 func (w *walk) chain(name string) string {
@@ -219,7 +172,7 @@ func (w *walk) chain(name string) string {
 func (w *walk) number(name, by string) {
 	addr := map[string]netip.Addr{"src": w.Src, "dst": w.Dst}[by]
 	e := ruleset.Entry{Element: ruleset.Element{Prefix: netip.PrefixFrom(addr, addr.BitLen())}}
-	s, ok := w.lookUp(name)
+	s, ok := w.sets[name]
 	if !ok || s.kind != numberedPods {
 		w.Fatalf("there is no set %s of numbered pods", name)
 	}
@@ -336,7 +289,7 @@ func (w *walk) matcher(option string, values []string) func(w *walk) bool {
 }
 
 func (w *walk) inSet(name, by string) bool {
-	s, ok := w.lookUp(name)
+	s, ok := w.sets[name]
 	if !ok {
 		w.Fatalf("there is no set %s", name)
 	}

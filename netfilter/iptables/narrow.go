@@ -3,7 +3,6 @@ package iptables
 import (
 	"net/netip"
 
-	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -35,18 +34,10 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	have := d.have
 	d.have, d.settled = nil, nil // the state is unknown until all changes are made
 	// Deletions come before additions. Otherwise a packet could pass that both the old and the new state drop.
-	if err := changeSets(dels, want, refused); err != nil {
-		return result, true, err
-	}
-	var p plan
-	for _, f := range conf.Families {
-		p.pods = append(p.pods, have.sets[f.Set(conf.PodsSet)].entries)
-	}
-	if p.mustAwait(dels, adds) {
-		netfilter.AwaitPackets()
-	}
-	if err := changeSets(adds, want, refused); err != nil {
-		return result, true, err
+	for _, changes := range [][]change{dels, adds} {
+		if err := changeSets(changes, want, refused); err != nil {
+			return result, true, err
+		}
 	}
 	for _, s := range changed {
 		had := have.sets[s.Name]

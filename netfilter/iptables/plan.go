@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -28,8 +27,6 @@ type plan struct {
 	// strays are entries of the sets of all pods that belong to no known attachment. They are not deleted, because they
 	// may belong to a new attachment that isn't known yet.
 	strays []change
-	// pods are the pods of this node, in the wanted state.
-	pods netfilter.Pods
 	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
 }
@@ -57,14 +54,6 @@ type change struct {
 	del bool
 }
 
-// mustAwait reports whether the packets on their way must end between changes that deny packets and changes that allow
-// packets. Otherwise a packet from one of the node's pods to another could pass that the old and the new state deny:
-// its sender was looked up before the first changes, and its receiver is looked up after the last ones.
-func (p plan) mustAwait(denied, allowed []change) bool {
-	ofPod := func(c change) bool { return p.pods.Has(c.Element) }
-	return slices.ContainsFunc(allowed, ofPod) && slices.ContainsFunc(denied, ofPod)
-}
-
 func (p plan) empty() bool { return len(p.destroy) == 0 && !p.changes() }
 
 func (p plan) changes() bool {
@@ -78,7 +67,7 @@ func (p plan) restores() bool {
 // makePlan returns the steps from the state have to the ruleset want. Set changes that deny more packets come before
 // the change of rules. Set changes that allow more packets come after it.
 func makePlan(have state, want *lowered) plan {
-	p := plan{pods: podsIn(want.sets)}
+	var p plan
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
 	known := 0
@@ -163,16 +152,6 @@ func unwanted(have state, want *lowered) (names []string) {
 	}
 	slices.Sort(names)
 	return names
-}
-
-// podsIn returns the pods in the sets of all pods.
-func podsIn(sets []ruleset.Set) (pods netfilter.Pods) {
-	for _, s := range sets {
-		if s.Role == ruleset.Attached {
-			pods = append(pods, s.Entries)
-		}
-	}
-	return pods
 }
 
 func endedIn(have state, want *lowered) map[netip.Addr]bool {

@@ -169,9 +169,6 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 			p = makePlan(*d.have, nth(states, i), alone)
 		}
 		if !p.batch.Empty() {
-			if awaits(states, i) {
-				netfilter.AwaitPackets()
-			}
 			if err := d.commit(&p.batch); err != nil {
 				// After a RefusedError, the kernel's state hasn't changed.
 				if !errors.As(err, new(*nftnl.RefusedError)) {
@@ -276,7 +273,7 @@ func (d *Driver) Remove(context.Context) error {
 			_ = b.Commit() // an error means that the chain doesn't exist
 		}
 	}
-	netfilter.AwaitPackets() // the rules would drop a packet if its pod left the maps before the packet's look-up
+	awaitPackets()
 	for _, t := range tables {
 		var b nftnl.Batch
 		b.DeleteTable(t)
@@ -286,6 +283,17 @@ func (d *Driver) Remove(context.Context) error {
 		endTrial(trialTable(t.Family))
 	}
 	return errors.Join(errs...)
+}
+
+// awaitPackets waits for packets that are on their way through weir's rules. A packet meets the rules that existed when
+// it met its first rule, but finds the newest elements of sets. So the rules would drop the packet if its pod left the
+// maps before the packet's look-up.
+//
+// The kernel's membarrier waits until all processors have finished the packets that they are handling (membarrier(2),
+// MEMBARRIER_CMD_GLOBAL).
+func awaitPackets() {
+	const global = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
 // closeAll is called if a ruleset could not be applied. In each family whose rules in the kernel don't check all

@@ -85,18 +85,6 @@ func (m *model) beforeNetworks(after *model) *model {
 	return now
 }
 
-// withNewChains returns the model m with the new chains of the model after. A packet that is on its way during two
-// transactions finds the rules of chains that the first one has made (nf_tables_commit_chain in the kernel's
-// net/netfilter/nf_tables_api.c).
-func (m *model) withNewChains(after *model) *model {
-	now := *m
-	for f := range now.rules {
-		now.rules[f] = maps.Clone(after.rules[f])
-		maps.Copy(now.rules[f], m.rules[f])
-	}
-	return &now
-}
-
 func (m *model) differsInNetworks(after *model) bool {
 	for f, sets := range after.sets {
 		for name, s := range sets {

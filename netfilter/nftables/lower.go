@@ -18,8 +18,6 @@ type table struct {
 	chains []chain // sorted by name
 	// partial is true if the kernel's sets and chains that aren't in this table stay as they are.
 	partial bool
-	// awaits is true if the packets on their way must end before the kernel gets this state (see netfilter.AwaitPackets).
-	awaits bool
 }
 
 // stays reports whether the whole of the kernel's table stays as it is.

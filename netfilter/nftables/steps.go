@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -42,11 +41,9 @@ type change struct {
 	rules   bool                                // true if rules of existing chains change
 	unmet   bool                                // true if the table has no base chain yet: no packet meets its rules
 	any     [allowsMore + 1]bool
-	pods    netfilter.Pods       // the pods of this node
-	local   [allowsMore + 1]bool // true if the step concerns packets from or to these pods
-	moving  []string             // names of the maps in which pods move
-	sets    bool                 // true if sets change, and not only maps
-	unready bool                 // true if pods move to a new or changed chain
+	moving  []string // names of the maps in which pods move
+	sets    bool     // true if sets change, and not only maps
+	unready bool     // true if pods move to a new or changed chain
 	// both has temporary chains for moving pods. Such a chain allows only packets that the old and the new class allow.
 	// The key has the names of these two classes' chains, the old one first.
 	both map[[2]string]chain
@@ -74,11 +71,6 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 	return l
 }
 
-// awaits reports whether the packets on their way must end before transaction i.
-func awaits(states [len(conf.Families)][]*table, i int) bool {
-	return slices.ContainsFunc(states[:], func(all []*table) bool { return i < len(all) && all[i].awaits })
-}
-
 // split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have kernelTable, want *table) []*table {
 	if have.off || have.mustBeMadeAnew(want) || have.isOdd() {
@@ -90,12 +82,6 @@ func split(have kernelTable, want *table) []*table {
 		had, ok := have.chains[k.Name]
 		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
 		c.unmet = c.unmet && (!ok || k.Hook == nil)
-	}
-	all := want.family.Set(conf.PodsSet)
-	if s, ok := want.find(all); ok {
-		c.pods = netfilter.Pods{s.entries}
-	} else {
-		c.pods = netfilter.Pods{have.sets[all].entries}
 	}
 	for _, s := range want.sets {
 		if had, ok := have.sets[s.Name]; ok && !had.entries.Same(s.entries) {
@@ -132,7 +118,6 @@ func (c *change) set(s set, had kernelSet) {
 			c.unready = c.unready || !c.ready(target(d.Now))
 		}
 		c.any[at] = true
-		c.local[at] = c.local[at] || c.pods.Has(d.Key)
 		if at == movesPods && !slices.Contains(c.moving, s.Name) {
 			c.moving = append(c.moving, s.Name)
 		}
@@ -218,10 +203,7 @@ func (c *change) states() (states []*table) {
 	if alone {
 		return append(states, c.want)
 	}
-	denied := c.local[changesNetworks] || c.local[allowsLess]
-	moves, last := c.after(movesPods), *c.want
-	moves.awaits, last.awaits = denied && c.local[movesPods], (denied || c.local[movesPods]) && c.local[allowsMore]
-	return append(states, c.after(allowsLess), moves, &last)
+	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
 
 // isNewNetworks reports whether the set is a new set of networks. An empty set need not be filled.

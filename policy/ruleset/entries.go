@@ -34,16 +34,8 @@ func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.La
 
 // HasAddress reports whether an entry is for exactly this address, perhaps with a port or a link.
 func (e Entries) HasAddress(a netip.Addr) bool {
-	return e.HasAddressIn(netip.PrefixFrom(a, a.BitLen()))
-}
-
-// HasAddressIn reports whether an entry is for an address in the network, perhaps with a port or a link. e must have
-// entries for single addresses only.
-func (e Entries) HasAddressIn(network netip.Prefix) bool {
-	last, ok := e.of.Last(func(e Element) bool {
-		return e.Prefix.Addr().Compare(network.Addr()) <= 0 || network.Contains(e.Prefix.Addr())
-	})
-	return ok && last.Prefix.IsSingleIP() && network.Contains(last.Prefix.Addr())
+	last, ok := e.of.Last(func(e Element) bool { return e.Prefix.Addr().Compare(a) <= 0 })
+	return ok && last.Prefix == netip.PrefixFrom(a, a.BitLen())
 }
 
 // All yields the entries in order.

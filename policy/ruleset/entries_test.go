@@ -63,24 +63,3 @@ func TestHasAddress(t *testing.T) {
 		}
 	}
 }
-
-// TestHasAddressIn: HasAddressIn gives the same result as a look at each entry.
-func TestHasAddressIn(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 1))
-	for range 200 {
-		var all Entries
-		for range r.IntN(12) {
-			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(64))})
-			all = all.With(Entry{Element{Prefix: netip.PrefixFrom(a, 32), Port: uint16(r.IntN(2))}, ""})
-		}
-		for n := range byte(64) {
-			p, has := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 26+r.IntN(7)), false
-			for e := range all.All() {
-				has = has || p.Contains(e.Prefix.Addr())
-			}
-			if all.HasAddressIn(p) != has {
-				t.Fatalf("%v has an address in %s: %v", slices.Collect(all.All()), p, !has)
-			}
-		}
-	}
-}
