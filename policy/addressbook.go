@@ -12,9 +12,9 @@ import (
 type addressBook struct {
 	one  map[netip.Addr]*pod   // addresses of exactly one pod
 	more map[netip.Addr][]*pod // addresses of several pods
-	// taken has, for each address, the number of this node's endpoints with the address. If there is such an endpoint, the
-	// address counts only for pods with an endpoint on this node. Other pods with the address are old pods that are being
-	// deleted.
+	// taken has, for each address, the number of this node's endpoints with the address. If there is such an endpoint,
+	// policies use the address only for pods with an endpoint on this node. Any other pod with the address is an old pod
+	// that is being deleted.
 	taken map[netip.Addr]int
 }
 
@@ -91,7 +91,7 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 type standing struct {
 	selectors []*live // ordered by ID
 	ports     []portAt
-	of        *Pod // the pod that the comment of the address's set entries names
+	of        *Pod // the pod whose name is the comment of the address's entries in sets
 }
 
 type portAt struct {

@@ -60,8 +60,8 @@ func (e *Engine) Around(addresses []netip.Addr) State {
 // hostNetwork don't count. Addresses that the pod's Node can't assign don't count either.
 func (e *Engine) HasAddress(a netip.Addr) bool { return len(e.addresses.all(a)) > 0 }
 
-// PodsAt returns the pods for which the address counts, as NAMESPACE/NAME with commas between them. It returns "" if
-// there are none.
+// PodsAt returns the pods that have the address, as NAMESPACE/NAME with commas between them. If an endpoint of this
+// node has the address, PodsAt returns only pods of this node. If no pod has the address, it returns "".
 func (e *Engine) PodsAt(a netip.Addr) string {
 	var names []string
 	for _, p := range e.addresses.users(a) {

@@ -8,9 +8,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns IPv4. It also returns IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if strays is
-// true (State.Strays6). Without IPv6, a change of rules costs half as much, and the guard drops all IPv6 packets from
-// pods.
+// familiesOf returns IPv4. It also returns IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if strays
+// is true (State.Strays6). Without IPv6, a change of rules costs half as much. IPv6 packets from pods then need no
+// rules, because the guard drops them all.
 func familiesOf(endpoints []Endpoint, self Node, strays bool) []conf.Family {
 	if strays {
 		return conf.Families[:]
@@ -40,9 +40,10 @@ func (c *common) compile() {
 	}
 }
 
-// base adds the chains that all pods share. The rules for first packets lead to the chains egress.dispatch and
-// ingress.dispatch, which compileDispatch fills (dispatch.go). The backend iptables lets some of these rules lead to
-// other chains, WEIR-EGRESS-LAST and WEIR-INGRESS-LAST: see lowerAround in netfilter/iptables/tree.go.
+// base adds the chains that all pods share. Rules of these chains lead the first packet of a connection to the chains
+// egress.dispatch and ingress.dispatch, which compileDispatch fills (dispatch.go). The backend iptables lets some of
+// these rules lead to other chains, WEIR-EGRESS-LAST and WEIR-INGRESS-LAST: see lowerAround in
+// netfilter/iptables/tree.go.
 func (c *common) base() {
 	c.podSets()
 	c.dropChains()
@@ -77,8 +78,8 @@ func (c *common) base() {
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// weir checks a packet at an earlier hook, so only packets that have passed the check meet these rules. The backend
-	// iptables gives the rules with sets a comment that names the table of the earlier hook.
+	// weir checks a packet at an earlier hook, so only packets that have passed the check meet these rules. In the
+	// backend iptables, the rules that look up a set have a comment with the name of the earlier hook's table.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link takes less time than a look-up in a set

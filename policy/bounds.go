@@ -21,10 +21,11 @@ const (
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
-	// maxPortLists limits the lists of a group of ports. A group that needs more lists becomes a set.
+	// maxPortLists limits how many lists of port numbers the ports of one protocol in a policy's rule may need. If these
+	// ports need more lists, a set of the numbers replaces the lists.
 	maxPortLists = 4
-	// PortsPerList is how many ports a list can have. A range counts as two ports. Each list counts as a rule in the
-	// kernel, so each backend must be able to match a whole list with one rule.
+	// PortsPerList is how many ports one list can have, as in the match multiport of iptables. A range counts as two
+	// ports. Each list counts as a rule in the kernel, so each backend must be able to match a whole list with one rule.
 	PortsPerList = 15
 	maxProblems  = 50
 )
@@ -95,7 +96,8 @@ func (s *size) bound(r rule, report reporter) rule {
 	return r
 }
 
-// lists returns how many lists the ports need. Without a list, the ports count as one.
+// lists returns how many lists of at most PortsPerList ports the ports need. If they need no list (for example, a
+// named port), lists returns 1, because they still need a rule.
 func (p ports) lists() int {
 	lists, room := 0, 0
 	for _, r := range p.ranges {

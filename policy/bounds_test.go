@@ -47,8 +47,8 @@ spec:
 	return golden.OnNode(objects)
 }
 
-// TestLargePolicies: a part of a policy that exceeds a limit is reported, and allows nothing. Other policies stay as
-// they are.
+// TestLargePolicies: a part of a policy that exceeds a limit is reported, and allows nothing. The other policies keep
+// their full effect.
 func TestLargePolicies(t *testing.T) {
 	big := map[string]string{"app": "big"}
 	let := func(from []networkingv1.NetworkPolicyPeer,

@@ -10,8 +10,8 @@ import (
 
 type side struct {
 	direction ruleset.Direction
-	own       ruleset.Part // where a packet has the isolated pod's address
-	peer      ruleset.Part // where a packet has the peer's address
+	own       ruleset.Part // the packet's field with the isolated pod's address: source or destination
+	peer      ruleset.Part // the packet's field with the peer's address: source or destination
 	dispatch  string       // name of the chain that leads packets to class chains
 	chains    string       // beginning of the names of class chains
 	sets      string       // beginning of the names of class sets
@@ -29,7 +29,7 @@ var (
 	sides = [...]*side{&egress, &ingress}
 )
 
-// classified has the classes of one namespace, and what they need.
+// classified has the classes of one namespace, with the sets that their rules use and the problems of their policies.
 type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
 	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
@@ -54,7 +54,7 @@ type reusableClass struct {
 
 type class struct {
 	ruleset.Class
-	policies int // for the order of the classes' rules; counts a policy once for each alternative
+	policies int // sum of the numbers of policies of all alternatives; the rules of classes with more come first
 	key      string
 	// set and chain are nil if the policies allow nothing, or if the kernel refuses the set.
 	set   *ruleset.Set

@@ -41,8 +41,8 @@ type crowd struct {
 	next   *crowd // another crowd of the namespace with the same hash
 	sample *Pod   // any of the pods, for its labels
 	pods   []*pod
-	count  [len(conf.Families)]int // how many of the pods' addresses count, by family (addressBook.uses)
-	// matches has the live selectors that match the crowd, ordered by ID.
+	count  [len(conf.Families)]int // number of the pods' addresses that policies use (addressBook.uses), by family
+	// matches has the selectors in use (see the type live) that match the crowd, ordered by ID.
 	matches []*live
 	unswept bool // true if some selectors in matches may no longer be in use
 }
@@ -193,7 +193,7 @@ func (e *Engine) joinCrowd(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leaveCrowd removes the pod from its crowd. If the crowd is now empty, settle removes it later.
+// leaveCrowd removes the pod from its crowd. If the crowd is now empty, settle removes the crowd later.
 func (e *Engine) leaveCrowd(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)

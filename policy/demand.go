@@ -30,8 +30,8 @@ type familyRule struct {
 
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.lists()) }
 
-// ask has the demands of one policy in one direction. A new part of the namespace reuses the ask if the policy's rules,
-// classes and refused haven't changed.
+// ask has the demands of one policy in one direction. If the namespace gets a new part (type part), the new part
+// reuses the ask, unless the policy's rules, the number of classes or the field refused would change.
 type ask struct {
 	rules   []rule
 	refused bool // true if earlier policies need all the capacity; the ask then has no demands
@@ -50,7 +50,7 @@ type askKey struct {
 type builder struct {
 	*compiler
 	*part
-	last    map[askKey]*ask    // the asks of the part that the last compile made for this namespace
+	last    map[askKey]*ask    // the asks of the namespace's old part, which the new part replaces
 	created map[string]*supply // sets that the compiler doesn't have yet, by name
 }
 

@@ -11,7 +11,7 @@ import (
 type dividing struct {
 	left  amount
 	all   []*tenant
-	begun int // how many tenants of the list all have been put into the queue or left out
+	begun int // index in all: the tenants before it have been put into the queue, or left out
 	queue tenants
 	taken amount
 }
@@ -96,7 +96,7 @@ func (p *part) keep(granted []*demand) {
 }
 
 // next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is false if this
-// compile may do no more work before the answer is known. The next call then continues.
+// compile reaches its limit of work before it finds the answer. The next call then continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node
 	if c.parts[t.namespace] != t.part { // the part is out of date: another division will decide on the new part's demands
@@ -160,7 +160,7 @@ func (c *compiler) charge(t *tenant, d *demand) amount {
 		}
 		s.tenants = append(s.tenants, t)
 		part := s.part(len(s.tenants))
-		for _, u := range s.tenants[:len(s.tenants)-1] { // the other tenants' parts of this set become smaller
+		for _, u := range s.tenants[:len(s.tenants)-1] { // the other tenants are now charged a smaller fraction of this set
 			before := s.part(len(s.tenants) - 1)
 			u.usage.sets -= before.sets - part.sets
 			u.usage.entries -= before.entries - part.entries

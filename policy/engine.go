@@ -15,8 +15,8 @@ import (
 // Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset for the
 // same state, except for the order of problems. Most events cost the same in a small and in a large cluster:
 //
-//   - If no policy of the node's pods concerns a changed pod, a few look-ups are enough.
-//   - If a peer changes, entries of sets change.
+//   - If a pod of another node changes, and no policy of this node's pods has it as a peer, a few look-ups are enough.
+//   - If a peer in a policy of this node's pods changes, only entries of sets change.
 //   - If a pod of the node or one of its policies changes, the rules of the namespace are compiled again.
 //
 // The time for an event of a Node grows with the number of Nodes. If the Node has pods, the time also grows with the
@@ -40,7 +40,7 @@ type Engine struct {
 	endpoints map[string]Endpoint        // by ID
 	attached  map[Name][]string          // IDs of a pod's endpoints, in order
 	local     map[string]map[string]bool // IDs of endpoints, by namespace
-	expected  map[string]map[*pod]bool   // pods of this node without an address and an endpoint yet, by namespace
+	expected  map[string]map[*pod]bool   // pods of this node that have no address and no endpoint yet, by namespace
 	refused   ruleset.Refused
 	strays6   bool
 
@@ -61,12 +61,12 @@ type pod struct {
 	*Pod
 	next         *pod // another pod of the same name, or nil
 	fromWorkload bool // true if the engine made the pod from a workload, because the source has no such pod
-	// crowd is nil if no address counts for the pod.
+	// crowd is nil if the pod uses its node's addresses (HostNetwork), or if the field addresses is empty.
 	crowd *crowd
 	place int  // index in crowd.pods
 	local bool // true if the pod is on this node
 	// addresses are those of the pod's endpoints on this node. If the pod has no endpoint here, addresses are those of
-	// its status that count (places.believed).
+	// its status that policies may use (places.believed).
 	addresses []netip.Addr
 }
 

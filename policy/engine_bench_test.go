@@ -166,8 +166,8 @@ func comeAndGo(e *policy.Engine, nodes []policy.Node) {
 	e.Ruleset()
 }
 
-// TestNewNodesCostNoPods: to add and to remove a Node without pods takes at most ten times as long with 50,000 pods on
-// nine other Nodes as with 1,000 pods on these Nodes.
+// TestNewNodesCostNoPods: adding and removing a Node without pods doesn't take time for each pod of the other Nodes.
+// With 50,000 pods, it takes at most ten times as long as with 1,000.
 func TestNewNodesCostNoPods(t *testing.T) {
 	const few, many = 1000, 50_000
 	cost := func(pods int) time.Duration {
@@ -304,7 +304,7 @@ func BenchmarkSimilarPeers(b *testing.B) {
 				e.Apply(one(p))
 				e.Ruleset()
 			}
-			paint(1) // in some cases, peers match the pod while it has no color
+			paint(1) // before the measurement: in some cases, peers match the pod while it has no color
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				paint(i)

@@ -77,8 +77,10 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the index of the first state after which something is
-// wrong, or -1.
+// engineDiffers gives the states to an engine, one after the other. After each state, it compares the engine's
+// ruleset with that of Compile, and checks the engine's indexes. At the end, it removes all objects, and checks that
+// the engine keeps nothing. It returns the index of the first state after which a check fails, or -1 if all checks
+// pass.
 func engineDiffers(limits policy.Limits, states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	e.SetLimits(limits)
@@ -131,7 +133,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 			e.Changed()
 		case 1:
 			e.Ruleset()
-		case 2: // the next event comes while large sets and policies are only half made
+		case 2: // the next event comes while large sets are incomplete, and large policies may be unparsed
 			for range 1 + r.IntN(3) {
 				if r.IntN(3) == 0 {
 					e.SmallOf(float64(r.IntN(8)))

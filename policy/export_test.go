@@ -12,9 +12,9 @@ import (
 
 type Limits limits
 
-// LimitsOf returns limits that can be so low that random clusters exceed them. The first limit is for all policies of a
-// node (rules, sets, entries), and inSet is for the entries of one set. The third limit, inSet % 4, is the bulk above
-// which a policy waits for NextUnparsed (see the function bulk).
+// LimitsOf returns limits that can be so low that random clusters exceed them. The parameters rules, sets and entries
+// limit all policies of a node together. inSet limits the entries of one set. A policy whose bulk (see the function
+// bulk) is more than inSet % 4 waits for NextUnparsed.
 func LimitsOf(rules, sets, entries float64, inSet int) Limits {
 	return Limits{amount{rules, sets, entries}, inSet, inSet % 4}
 }

@@ -213,7 +213,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		switch n {
 		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
 			e.Apply(policies(egress(1, "more", many(30))))
-		case 10: // the second namespace has also made the selector set that its rule both needs
+		case 10: // the second namespace has also made the selector set for its rule in the variable both
 			gone := policy.NewDelta()
 			for _, name := range []string{"many", "more"} {
 				gone.Policies[policy.Name{Namespace: "ns1", Name: name}] = nil
@@ -377,7 +377,8 @@ func TestParsedPoliciesComeInGroups(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy isn't parsed at once if it has a single peer, but a large selector.
+// TestLargeSelectorsAreParsedLater: a policy with a large selector isn't parsed at once, even if it has only one
+// peer.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}

@@ -194,7 +194,7 @@ func TestFaults(t *testing.T) {
 			denied: "10.88.0.9>web:tcp:80",
 		},
 		{
-			name: "a pod that has its address twice", // for example, in both fields of its status
+			name: "a pod that has its address twice", // for example, in status.podIP and in status.podIPs
 			pods: []policy.Pod{{
 				Namespace: "lab",
 				Name:      "twice",

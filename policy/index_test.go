@@ -67,7 +67,8 @@ func portNumber(i int) networkingv1.NetworkPolicyPort {
 	return networkingv1.NetworkPolicyPort{Port: &port}
 }
 
-// BenchmarkIndex compares an Index with a Simulator for a pod with many policies.
+// BenchmarkIndex measures the CPU time that an Index and a Simulator need for a packet to a pod with many policies. A
+// warm index has seen the packets before, and a cold index hasn't.
 //
 // Run it as: go test ./policy -run - -bench Index
 func BenchmarkIndex(b *testing.B) {

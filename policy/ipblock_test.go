@@ -53,8 +53,8 @@ func TestIPBlock(t *testing.T) {
 	}
 }
 
-// TestEqualNetworks: two ipBlocks with the same networks and different texts have a set each. Otherwise the comments of
-// the set would depend on the policy that came first.
+// TestEqualNetworks: two ipBlocks with the same networks and different texts have different sets. Otherwise the
+// comments of a shared set would depend on which policy came first.
 func TestEqualNetworks(t *testing.T) {
 	set := func(cidr string, except ...string) string {
 		b := networkingv1.IPBlock{CIDR: cidr, Except: except}
@@ -82,8 +82,8 @@ func accepts(cidr *net.IPNet, except string) bool {
 	}
 	long, bits := inner.Mask.Size()
 	short, _ := cidr.Mask.Size()
-	// A mapped except can be wider than cidr. The server accepts it, because it compares the lengths as they are written
-	// (for example, 120 with 30).
+	// A mapped except can be wider than cidr. The server accepts it, because it compares the prefix lengths as they are
+	// written (for example, 120 with 30).
 	wider := bits == 128 && long-96 < short
 	return cidr.Contains(inner.IP) && short < long && !wider
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// live is a selector or a named port for which the engine counts the matching addresses, and keeps the sets up to date.
 type live struct {
 	id       uint64
 	selector // the zero value for a named port
@@ -17,11 +18,11 @@ type live struct {
 	// requirement comes first.
 	requirements []*liveRequirement
 	anchor       *requirement // the index stores the selector at this requirement's anchors; nil without anchors
-	// print is the exclusive or of the marks of all matching crowds (pods of a namespace with equal labels). So selectors
-	// that match the same crowds have the same print.
+	// print is the XOR of the marks of all matching crowds (pods of a namespace with equal labels). So selectors that
+	// match the same crowds have the same print.
 	print uint64
 	port  namedPort
-	count [len(conf.Families)]int    // number of the matching pods' addresses that count (addressBook.uses), by family
+	count [len(conf.Families)]int    // number of matching pods' addresses that policies use (addressBook.uses), by family
 	names [len(conf.Families)]string // names of the selector's sets in the ruleset, by family
 	sets  [len(conf.Families)]liveSet
 }
@@ -48,12 +49,12 @@ type selectorIndex struct {
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
 	crowds map[portKey]map[*crowd]int
-	round  uint64 // counts the crowds that matching has compared with selectors
+	round  uint64 // how often the method matching has been called
 	// requirements has the requirements of all live selectors, by text.
 	requirements map[string]*liveRequirement
 	scopes       map[string]*scope
-	// openScopes has the scopes with selectors that matching compares with the crowds of every namespace. Such a scope has
-	// a namespaceSelector, and it has selectors without anchors, which anchored lacks.
+	// openScopes has the scopes that have a namespaceSelector and also selectors without anchors. These selectors aren't
+	// in the map anchored, so they are compared with all crowds in the namespaces that the namespaceSelector matches.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
 	// anchored has the selectors by anchor. An anchor is a label, or a label's key with any value. Each pod that a

@@ -56,7 +56,8 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: twice as many namespaceSelectors need about twice the memory, and not four times.
+// TestManyNamespaceSelectors: for 800 namespaceSelectors that match 500 namespaces each, the engine allocates at most
+// 500 MiB. Memory that grows with the square of the number of selectors would exceed this limit.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer

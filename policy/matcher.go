@@ -43,8 +43,8 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	return matcher{requirements: all, text: strings.Join(texts, ",")}, nil
 }
 
-// plain reports whether the selector is certainly valid. It is much faster than LabelSelectorAsSelector, which compares
-// each value with a regular expression.
+// plain reports whether the selector is certainly valid. plain is much faster than LabelSelectorAsSelector, which
+// compares each value with a regular expression. If plain returns false, LabelSelectorAsSelector decides.
 func plain(s *metav1.LabelSelector) bool {
 	for k, v := range s.MatchLabels {
 		if !plainName(k) || v != "" && !plainName(v) {

@@ -34,10 +34,10 @@ type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
-	// Nodes have all their claims if they come from a source (source/kube or source/manifests). In a State, they have
-	// only valid claims (package claims).
+	// A source (source/kube or source/manifests) gives Nodes with all their claims. In a State, Nodes have only their
+	// valid claims (package claims).
 	Nodes []Node
-	// Workloads make pods that may be missing in Pods.
+	// Workloads has objects that make pods, such as Deployments. The pods that they make may be missing in Pods.
 	Workloads []Workload
 	// Problems are about parts of objects that can't be read. The other parts are used.
 	Problems []ruleset.Problem
@@ -69,11 +69,11 @@ func (o Objects) Empty() bool {
 // Node has the parts of a v1 Node that policy and the overlay need.
 type Node struct {
 	Name string
-	// Created is zero if it is unknown. If several Nodes state the same address or podCIDR, and it was valid for none of
-	// them before, it is valid for the oldest Node (claims.Settle).
+	// Created is zero if the time is unknown. If several Nodes state the same new address or podCIDR, only the claim of
+	// the oldest Node is valid (claims.Settle).
 	Created   time.Time
 	Addresses []netip.Addr
-	// PodCIDRs are the networks of the node's pods. Packets between pods of these networks are never masqueraded.
+	// PodCIDRs are the networks of the node's pods. weir never masquerades a packet to an address in a Node's PodCIDRs.
 	PodCIDRs []netip.Prefix
 }
 
@@ -100,7 +100,8 @@ type Pod struct {
 	// packets after their destination has been translated.
 	HostPorts []HostPort `json:",omitempty"`
 	NodeName  string
-	// Addresses are the addresses in the pod's status. They don't count if the pod has an endpoint on this node.
+	// Addresses are the addresses in the pod's status. If the pod has an endpoint on this node, policies use the
+	// endpoint's addresses instead.
 	Addresses []netip.Addr
 	// HostNetwork is true if the pod uses its node's addresses. No policy selects such a pod, and no peer's selector
 	// matches it.

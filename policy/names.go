@@ -10,8 +10,8 @@ const (
 	// (k8s.io/apimachinery/pkg/util/rand).
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
-	// A generated name is the generateName, cut to maxGenerated characters, and randomLength random characters
-	// (k8s.io/apiserver/pkg/storage/names).
+	// A generated name has two parts: the generateName, cut to maxGenerated characters, and randomLength random
+	// characters (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
 	// maxHash is the length of the longest hash of a pod template: a 32-bit number with a letter for each decimal digit

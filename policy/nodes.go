@@ -14,7 +14,7 @@ import (
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown is true if the state has neither Nodes nor this node's name. Then all addresses count.
+	// unknown is true if the state has neither Nodes nor this node's name. Policies then use all addresses.
 	unknown bool
 }
 
@@ -26,10 +26,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that count for a pod without an endpoint on this node. Unless w.unknown is true, they
-// are the addresses in the podCIDRs of the pod's Node that are in none of this node's podCIDRs. believed reports
-// a problem for each other address, unless the pod is on this node and the address is in this node's podCIDRs.
-// Callers must not change the result.
+// believed returns the addresses that policies may use for a pod without an endpoint on this node. Unless w.unknown
+// is true, they are the addresses in the podCIDRs of the pod's Node that are in none of this node's podCIDRs.
+// believed reports a problem for each other address, unless the pod is on this node and the address is in this node's
+// podCIDRs. Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -55,7 +55,7 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	own := w.nodes[w.self].PodCIDRs
 	doubted := func(a netip.Addr) bool { return !contains(node.PodCIDRs, a) || contains(own, a) }
 	if !slices.ContainsFunc(p.Addresses, doubted) {
-		return p.Addresses, nil // all addresses of nearly all pods count, so no copy is needed
+		return p.Addresses, nil // the usual case: policies may use all addresses of the pod
 	}
 	for _, a := range p.Addresses {
 		switch {

@@ -32,8 +32,8 @@ func (p ports) reportFields() []string {
 	return p.fields
 }
 
-// parsePorts divides the ports of a rule into groups. An empty list allows all ports. A port that can't be parsed is
-// reported, and allows nothing.
+// parsePorts divides the ports of a rule into groups: one for the numbers of each protocol, and one for each named
+// port. An empty list allows all ports. A port that can't be parsed is reported, and allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}

@@ -23,8 +23,8 @@ func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slic
 // needs no sets, or only small ones, never waits for large sets of other namespaces.
 func (e *Engine) Small() ruleset.Ruleset { return e.compile(smallWork, true, nil) }
 
-// compile stops work on new sets after the given amount of work. It stops earlier if the amount free is done and the
-// function over returns true.
+// compile stops work on new sets after the given amount of work. It stops earlier if the function over returns true,
+// but not before the amount of work in the constant free is done.
 func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()
@@ -167,10 +167,11 @@ func (e *Engine) look(s *supply, n int) (looked int, found bool) {
 	return 0, true
 }
 
-// lookFor adds the entries of the next addresses that match, and looks at no more than n addresses. The first call
-// remembers the addresses of all matching pods, or takes the entries of a twin. From then on, the method change keeps
-// the entries up to date. So an address gets an entry if it matches when lookFor looks at it, or when it begins to
-// match later.
+// lookFor looks at the next addresses of the set, up to n, and adds an entry for each address that matches. The first
+// call lists the addresses of all matching pods as the addresses to look at. If another selector matches the same
+// pods (see twin), the first call takes that selector's entries instead. From then on, the method change keeps the
+// entries up to date. So an address gets an entry if it matches when lookFor looks at it, or when it begins to match
+// later.
 func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool) {
 	set := &l.sets[f]
 	first := !set.filled

@@ -74,7 +74,7 @@ func (r *requirement) has(value string) bool {
 	return has
 }
 
-// meets reports whether the pod certainly meets the requirement.
+// meets reports whether the pod certainly meets the requirement. If the label's value is unknown, it returns false.
 func (p *Pod) meets(r *requirement) bool {
 	return !slices.Contains(p.Unknown, r.key) && r.matches(p.Labels)
 }
@@ -84,9 +84,9 @@ type anchor struct {
 	any        bool
 }
 
-// anchoring chooses one requirement of m. The index then stores m at the anchors of this requirement. anchoring prefers
-// In to Exists, then fewer values, and then anchors with fewer entries in the index. It returns nil if m has no
-// requirement with In or Exists.
+// anchoring chooses one requirement of the selector m. The index then stores m at the anchors of this requirement.
+// anchoring prefers the operator In to Exists, then fewer values, and then anchors with fewer entries in the index.
+// It returns nil if m has no requirement with In or Exists.
 func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
 	others := func(r *requirement) (n int) {
 		for _, a := range r.anchors() {
@@ -123,15 +123,15 @@ func (r *requirement) anchors() (all []anchor) {
 	return all
 }
 
-// liveRequirement is a requirement that one or more live selectors share. So matching evaluates the requirement at most
-// once for a crowd.
+// liveRequirement is a requirement that one or more live selectors share. So the method matching evaluates the
+// requirement at most once for a crowd.
 type liveRequirement struct {
 	requirement
 	selectors int // how many live selectors have the requirement
 	asked
 }
 
-// asked remembers whether the crowd that was compared last meets the requirement.
+// asked remembers whether the crowd that was compared last meets a requirement, or is in a scope.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
 	met   bool

@@ -42,7 +42,8 @@ func (p *parser) selector(peer *networkingv1.NetworkPolicyPeer) (s selector, fie
 	return s, "", nil
 }
 
-// appendKey appends the same text as the function key returns for the selector's parts. Labels need no escapes in JSON.
+// appendKey appends the text that the function key would return for the selector's parts. Labels need no escapes in
+// JSON.
 func (s selector) appendKey(text []byte) []byte {
 	namespace := key("selector", s.namespace)
 	text = append(append(text, namespace[:len(namespace)-1]...), `,"`...)

@@ -117,10 +117,11 @@ func (t *tenant) decide() {
 	p.granted, p.decided, p.undecided = t.granted, t.problems, p.unfinished
 }
 
-// division says how the node's capacity is divided among namespaces.
+// division says how the node's capacity is divided among namespaces. A modest namespace needs at most an equal share
+// of the node. The other namespaces are greedy.
 type division struct {
 	number uint64         // the serial number of this division
-	greedy map[*part]bool // namespaces that aren't modest: they divide the rest of the capacity
+	greedy map[*part]bool // the greedy namespaces: they divide the capacity in the field left
 	left   amount         // the capacity that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
@@ -132,7 +133,8 @@ type division struct {
 // divide decides which demands are granted if the node doesn't have the capacity for all.
 //
 // Modest namespaces need at most an equal share of the node, and all their demands are granted. The greedy namespaces
-// divide the rest (divideLeft). The rest is rounded down, so that a change in a modest namespace rarely changes it.
+// divide the rest (divideLeft). The rest is rounded down, so that a change in a modest namespace rarely changes the
+// rest.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -182,8 +184,8 @@ func (a amount) without(taken amount) amount {
 	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
 }
 
-// modest returns the namespaces that need at most 1/n of the node, where n is the number of namespaces with demands. If
-// k of these namespaces need the same set, each of them is charged 1/k of the set.
+// modest returns the namespaces that need at most 1/n of the node's capacity, where n is the number of namespaces
+// with demands. A set that k modest namespaces need is divided among them: each is charged 1/k of the set.
 func (c *compiler) modest() map[*part]bool {
 	room, n := c.limits.node, 0
 	for _, p := range c.parts {

@@ -95,7 +95,8 @@ func (c *compiler) resize(s *supply, n int) {
 	}
 }
 
-// resized tells the compiler that the set now has n entries. It returns true if compile may grant other demands now.
+// resized tells the compiler that the set now has n entries. It returns true if this may change which demands are
+// granted.
 func (c *compiler) resized(name string, n int) bool {
 	s := c.supplies[name]
 	if s == nil || !s.counted || s.size == n {

@@ -21,8 +21,8 @@ type Unparsed struct {
 	parsed   []parsedPolicy
 }
 
-// NextUnparsed returns policies that are to be parsed, or nil if there are none. The caller must call Parse, and then
-// TakeParsed.
+// NextUnparsed returns the large policies to parse next, or nil if all are parsed. The caller must call Parse, and
+// then TakeParsed.
 func (e *Engine) NextUnparsed() *Unparsed {
 	if len(e.unparsed) == 0 {
 		return nil

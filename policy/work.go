@@ -14,15 +14,15 @@ const (
 	sliceWork = 1 << 8
 	// smallWork limits the work of one Small, in the unit of sliceWork.
 	smallWork = 1 << 6
-	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
-	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are
-	// dropped, and selectors in the lists of crowds that are checked for use (swept).
+	// The constants ...PerWork say how many things count as one unit of work: crowds that are compared with a new
+	// selector, peers and ports that are parsed (bulk), addresses that are looked at for a set (looks), demands that are
+	// divided, sets that are dropped, and selectors in the lists of crowds that are checked for use (swept).
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
 	dropsPerWork, sweptPerWork                               = 20, 1000
 	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is checked again.
 	dropsAtOnce = 1 << 8
-	// free is the work that each compile may do even if its time is over. So all work ends after a number of compiles, and
-	// a small policy gets all its sets in one slice.
+	// free is the work that each compile may do even if the function over (work.over) returns true. So all work ends
+	// after a number of compiles, and a small policy gets all its sets in one slice.
 	free = 1 << 6
 	// maxWaits is how many compiles in a row may leave work of a namespace undone before the waiting policies are
 	// reported.

@@ -58,7 +58,8 @@ func TestSmallPoliciesComeWhole(t *testing.T) {
 	}
 }
 
-// TestSmallNamespacesComeFirst: while one policy needs many slices, a policy of another namespace is in the next slice.
+// TestSmallNamespacesComeFirst: while one policy needs many slices, a new policy of another namespace has rules in
+// the next slice.
 func TestSmallNamespacesComeFirst(t *testing.T) {
 	e, all := city(500)
 	e.Apply(all)
@@ -153,7 +154,8 @@ func TestLargeSetsBesideOthers(t *testing.T) {
 	}
 }
 
-// TestLongWaitsAreReported: if a policy's sets still aren't complete after many slices, the policy has a problem.
+// TestLongWaitsAreReported: if a policy's sets still aren't complete after many slices, the ruleset has a problem
+// about this policy. The problem ends once the sets are complete.
 func TestLongWaitsAreReported(t *testing.T) {
 	e, all := city(1000)
 	e.Apply(all)
