@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// Around returns the objects that decide on packets between the addresses. The caller must not change the objects.
+// Around returns the objects that decide whether packets between the addresses are allowed: endpoints, pods,
+// namespaces and policies. The caller must not change the objects.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

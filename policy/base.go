@@ -57,8 +57,8 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// Rules that nearly every first packet matches have no comment: in iptables, a comment is one more match. Few packets
-	// match the conditions of the other rules, so the comments of these rules take no time.
+	// Rules that nearly every first packet matches have no comment: in iptables, a comment is one more match. In the
+	// other rules, the kernel comes to the comment only if a packet matches all other conditions. Few packets do.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{

@@ -12,12 +12,12 @@ import (
 // Name is the namespace and the name of an object. For an object outside of namespaces, Namespace is empty.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects of a source that have changed since the last delta. The objects in it must not be changed.
+// Delta has the objects of a source that have changed since the last delta. Nobody may change these objects.
 type Delta struct {
-	// Pods has all pods with each changed name. If a pod is gone, the list is empty. In a directory of manifests,
-	// several pods may have the same name.
+	// Pods has a list for each name with which a pod has been added, changed or removed. The list has all pods that have
+	// this name now, so it may be empty. In a directory of manifests, several pods may have the same name.
 	Pods map[Name][]*Pod
-	// Policies has all policies with each changed name. If a policy is gone, the list is empty.
+	// Policies has the same for policies as Pods has for pods.
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 

@@ -218,7 +218,7 @@ func BenchmarkEqualPeers(b *testing.B) {
 			paint := func(i int) (entries int) {
 				p := cityPod(3, 51, 5)
 				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has this address
-				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // the pod is a peer only in odd rounds
+				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // the pod is a peer only if i is odd
 				e.Apply(one(p))
 				for _, s := range e.Ruleset().Sets {
 					entries += s.Entries.Len()

@@ -155,7 +155,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced sometimes computes the ruleset in slices. No slice may allow more than the whole ruleset.
+// sliced sometimes computes the ruleset in slices. No slice may allow a packet that the whole ruleset denies.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""

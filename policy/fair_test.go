@@ -182,8 +182,8 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		return np
 	}
 	small := networkingv1.NetworkPolicyEgressRule{}
-	// The rules come in groups, and each group is at least as large as all groups before it together. So each group that
-	// comes after these 10 rules has at least 10 rules.
+	// The rules come in groups, and each group is at least as large as all groups before it together. So after these 10
+	// rules, a rule waits until 10 rules are ready, or until all rules are ready.
 	for i := range 10 {
 		app := map[string]string{"app": fmt.Sprint("a", i)}
 		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})

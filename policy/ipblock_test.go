@@ -73,7 +73,7 @@ func TestEqualNetworks(t *testing.T) {
 	}
 }
 
-// accepts reports whether an API server accepts the except, and the except isn't wider than cidr. The server's checks
+// accepts returns true if an API server accepts the except and the except isn't wider than cidr. The server's checks
 // are in ValidateIPBlock (k8s.io/kubernetes, package apis/networking/validation).
 func accepts(cidr *net.IPNet, except string) bool {
 	_, inner, err := net.ParseCIDR(except)

@@ -25,7 +25,7 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether the character isn't one of those that link names in rules can have: letters, digits and -._@.
+// odd reports whether the character is forbidden in the link names of rules. Letters, digits and -._@ are allowed.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
@@ -106,9 +106,9 @@ func (c *common) chainedPods() chainedPods {
 // links adds the sets and chains for chained pods. It returns the rules that use them, and IPv6's rules for neighbour
 // discovery.
 //
-// A link that the node routes, as with the plugin ptp, belongs to one pod. So a packet from this link is forged if its
-// source isn't an address of the pod. A bridge of another plugin has several pods as ports. Each of these ports has its
-// own rules, because no kind of set has bridge ports.
+// A link that the node routes, as with the plugin ptp, belongs to one pod. So a packet from this link is forged if
+// its source isn't an address of the pod. A bridge of another plugin has several pods as ports. Each of these ports
+// has its own rules, because no set of weir can match bridge ports.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	// Pods on a bridge have link-local addresses even if no chained pod has another IPv6 address.
@@ -185,11 +185,11 @@ var (
 	multicast = netip.MustParsePrefix("ff00::/8")
 )
 
-// linkLocal adds the chain that drops link-local packets of pods on other plugins' bridges, and returns the rules that
-// lead to the chain. Each pod has a link-local address, but the set of all pods doesn't have this address. So policies
-// aren't enforced on link-local packets, and weir drops these packets instead. Rules before this chain have accepted
-// neighbour discovery. Multicast passes, because a network's switches and routers need pods' reports of multicast
-// listeners.
+// linkLocal adds the chain that drops link-local packets of pods on other plugins' bridges, and returns the rules
+// that lead to the chain. Each pod has a link-local address, but the set of all pods doesn't have this address. So
+// policies aren't enforced on link-local packets, and weir drops these packets instead. Rules before this chain have
+// accepted neighbour discovery. Multicast passes, because switches and routers need the reports in which pods name
+// their multicast groups.
 func (c *common) linkLocal(pods chainedPods) (rules []ruleset.Rule) {
 	if len(pods.linkLocal) == 0 {
 		return nil

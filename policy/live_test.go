@@ -56,8 +56,9 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: for 800 namespaceSelectors that match 500 namespaces each, the engine allocates at most
-// 500 MiB. Memory that grows with the square of the number of selectors would exceed this limit.
+// TestManyNamespaceSelectors: the engine allocates at most 500 MiB to make 800 namespaceSelectors that match 500
+// namespaces each, and at most 500 MiB to drop them. Memory that grows with the square of the number of selectors
+// would exceed this limit.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer

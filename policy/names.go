@@ -14,8 +14,8 @@ const (
 	// characters (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the length of the longest hash of a pod template: a 32-bit number with a letter for each decimal digit
-	// (ComputeHash in k8s.io/kubernetes/pkg/controller).
+	// maxHash is the length of the longest hash of a pod template: a 32-bit number in decimal, with another character in
+	// place of each digit (ComputeHash in k8s.io/kubernetes/pkg/controller).
 	maxHash = 10
 )
 

@@ -131,7 +131,7 @@ func (r *problemList) clone() problemList {
 	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
 }
 
-// add adds the policy's problems in the list all. It leaves out problems that r already has.
+// add adds the policy's problems, which are in the parameter all, to r. It leaves out problems that r already has.
 func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none is a duplicate
 		r.set(policy, slices.Clip(all))

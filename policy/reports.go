@@ -15,9 +15,9 @@ type reports struct {
 	kept     bool // see KeepReports
 }
 
-// KeepReports makes later rulesets keep the present list of problems, even if the problems of single objects change.
-// The list can wait: a problem alone changes no set and no rule, and a new list takes time for each problem of the
-// cluster.
+// KeepReports sets whether later rulesets keep the present list of problems, even if the problems of single objects
+// change. The list can wait: a problem alone changes no set and no rule, and a new list takes time for each problem
+// of the cluster.
 //
 // Changed problems of policies don't wait: weirctl wait shows them once the policy is enforced.
 func (e *Engine) KeepReports(keep bool) { e.reports.kept = keep }

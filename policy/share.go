@@ -196,7 +196,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		// A namespace with too many rules isn't modest, and its sets needn't be counted.
+		// A namespace with too many rules isn't modest, so its sets needn't be counted.
 		if modest[p] = p.rules <= equal*room.rules; !modest[p] {
 			delete(modest, p)
 			continue

@@ -16,7 +16,8 @@ const (
 	smallWork = 1 << 6
 	// The constants ...PerWork say how many things count as one unit of work: crowds that are compared with a new
 	// selector, peers and ports that are parsed (bulk), addresses that are looked at for a set (looks), demands that are
-	// divided, sets that are dropped, and selectors in the lists of crowds that are checked for use (swept).
+	// divided, sets that are dropped, and entries of crowd.matches that are checked for selectors no longer in use
+	// (swept).
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
 	dropsPerWork, sweptPerWork                               = 20, 1000
 	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is checked again.
@@ -92,7 +93,8 @@ func (c *compiler) waiting() bool {
 	return c.division.stale || c.division.running != nil
 }
 
-// makeSets decides which of the granted demands get their rules, and makes sets for the others.
+// makeSets decides which of the granted demands get their rules now. For the others, it makes as much of the missing
+// sets as the limit of work allows.
 func (c *compiler) makeSets() {
 	sums := map[string]float64{}
 	for namespace, p := range c.parts {
