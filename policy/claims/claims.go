@@ -3,7 +3,7 @@
 //
 // Invariants:
 //   - Valid claims don't overlap. No valid claim has a special address, such as a loopback address.
-//   - The order of the Nodes doesn't matter. If two Nodes make the same new claim, the older Node's is valid.
+//   - The order of the Nodes doesn't matter. If two Nodes make the same new claim, the older Node's claim is valid.
 //   - A valid claim stays valid as long as its Node makes it. The only exception is another node's network that now has
 //     an address that this node needs.
 //   - An invalid claim is a problem of its Node.

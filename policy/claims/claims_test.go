@@ -140,8 +140,8 @@ func TestSettleOrder(t *testing.T) {
 }
 
 // TestWhatCountedBefore: Node a is edited so that its claims overlap those of Node z. The claims of z that were valid
-// before stay valid, even if a is older. For a new address of z, and for all claims of a z that was created again, the
-// older Node's claim is valid.
+// before stay valid, even if a is older. An address that z didn't claim before is a new claim, and so are all claims
+// of a z that was deleted and created again. If such a claim overlaps a claim of a, the older Node's claim is valid.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)

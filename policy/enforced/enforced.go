@@ -1,5 +1,6 @@
-// Package enforced computes a short form of what a ruleset enforces for pods. With the short form, a program compares a
-// node's ruleset with a ruleset that it has compiled from the same objects.
+// Package enforced computes a short form of what a ruleset enforces for pods. A program can ask an agent for the short
+// form of its ruleset, and compare it with the short form of a ruleset that the program has compiled from the same
+// objects.
 //
 // Invariants:
 //   - The package is pure. The same ruleset and endpoints give the same short form in every program.
@@ -44,7 +45,8 @@ type Question struct {
 	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all pods of the
 	// node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Peers limits the description of sets to entries with these addresses. If it is empty, all entries are described.
+	// Peers limits the numbers and digests of sets in the answer (Set) to entries with these addresses. If Peers is
+	// empty, all entries count.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
@@ -72,7 +74,7 @@ type Answer struct {
 	ShortForm ShortForm         `json:"shortForm"`
 }
 
-// ShortForm has the classes of pods, and what the sets of these classes contain.
+// ShortForm has the pods with their classes, and the classes with digests of the sets that their rules look up.
 type ShortForm struct {
 	Pods []Pod `json:"pods"`
 	// Classes has each class by the name that Pod.Ingress and Pod.Egress use.
@@ -89,8 +91,8 @@ type Pod struct {
 	Egress  string `json:"egress"`
 }
 
-// Class has a class's policies, and the contents of the sets that its rules look up. The chain's name identifies the
-// rules.
+// Class has a class's policies, and the number of entries and a digest of each set that the class's rules look up. The
+// chain's name identifies the rules, because the name contains a hash of the rules.
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty if no policy isolates the pods
 	Policies []string `json:"policies"`
@@ -109,8 +111,8 @@ func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset enforces for the endpoints. If peers isn't empty, the sets are described with only those
-// entries that have one of these addresses.
+// Of returns what the ruleset enforces for the endpoints. If the parameter peers isn't empty, the numbers and digests
+// of sets count only entries with one of these addresses.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) ShortForm {
 	h := shortener{
 		ShortForm: ShortForm{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},

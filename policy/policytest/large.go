@@ -56,7 +56,8 @@ func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// Letting returns a policy in namespace x that isolates the pods, and allows the peers to reach the ports.
+// Letting returns a policy in namespace x. It isolates the pods with the given labels for ingress, and allows
+// connections from the given peers to the given ports.
 func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer,
 	ports ...networkingv1.NetworkPolicyPort,
 ) *networkingv1.NetworkPolicy {

@@ -53,8 +53,8 @@ func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
-// At returns the packets with the links by which they pass the state's node. It leaves out packets that weir doesn't
-// check.
+// At returns copies of the packets in which In, InPort and Out are the links by which the packet passes the state's
+// node. It leaves out packets that weir doesn't check.
 func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
 	var all []ruleset.Packet
@@ -94,8 +94,9 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes returns random packets near the limits of policies. The parameter each is the number of packets for each pair
-// of addresses. Most of the packets go to a port that a policy names, or to the port next to it.
+// Probes returns random packets. Most of the packets go to a port that a policy names, or to the port next to it. Some
+// have the first address of an ipBlock, or an address next to it. The parameter each is the number of packets for each
+// pair of addresses.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {

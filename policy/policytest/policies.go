@@ -71,7 +71,7 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 	switch r.IntN(10) {
 	case 0, 1:
 		return s // an empty selector, which selects everything
-	case 2: // a selector with only a key; its text may also be the end of another selector's text
+	case 2: // only a key. Another selector's text may end with this selector's text, and weir must tell the two apart
 		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
 		return s
 	}
@@ -164,7 +164,7 @@ func ports(r *rand.Rand) []networkingv1.NetworkPolicyPort {
 		}
 		list = append(list, p)
 	}
-	if r.IntN(40) == 0 { // more ports than one list can have, or so many that they need a set
+	if r.IntN(40) == 0 { // 20 ports are too many for one rule in the kernel, and 80 ports need a set
 		for i := range pick(r, []int32{20, 80}) {
 			port := intstr.FromInt32(446 + 2*i)
 			list = append(list, networkingv1.NetworkPolicyPort{Port: &port})

@@ -15,8 +15,8 @@ import (
 func OnAllProcessors(t *testing.T, first uint64, count int, try func(seeds iter.Seq[uint64])) {
 	t.Helper()
 	const logged = 1000 // how many seeds there are for each line of the log
-	// Random clusters need little memory, so the collection of garbage would begin all the time. That would take a third
-	// of the test's time.
+	// Random clusters need little memory. So by default, a garbage collection would begin all the time, and these
+	// collections would take a third of the test's time.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
 	var next atomic.Uint64
 	next.Store(first)

@@ -60,7 +60,7 @@ func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Rul
 				s.Pods = append(s.Pods, twin)
 			}
 		})
-	case 10: // a new pod, and a random pod without an address
+	case 10: // a pod is added, and a random pod loses its addresses
 		addPod(r, &s, 20+r.IntN(4), families)
 		changePod(r, &s, func(p *policy.Pod) { p.Addresses = nil })
 	case 11:

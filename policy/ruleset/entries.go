@@ -7,8 +7,9 @@ import (
 	"github.com/weir-net/weir/internal/ordered"
 )
 
-// Entries has the entries of a set, ordered by Element.Compare, with one entry for each element. Entries never change:
-// With and Without return new ones that share most of the memory. The zero value is empty.
+// Entries has the entries of a set, ordered by Element.Compare, with one entry for each element. A value of this type
+// never changes: With and Without return a new value, which shares most of its memory with the old value. The zero
+// value has no entries.
 type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
@@ -65,7 +66,7 @@ func (e Entries) WithAll(added ...Entry) Entries {
 
 func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
 
-// UpTo returns the number of entries up to the last entry of o, in the order of Element.Compare.
+// UpTo returns how many entries of e come before the last entry of o, or have the same element as this entry.
 func (e Entries) UpTo(o Entries) int {
 	last, some := o.last(func(Element) bool { return true })
 	if !some {

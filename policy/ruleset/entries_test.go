@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestPieces reads a list in pieces while the list changes. Each piece has the entries up to the last entry of the
-// piece before, and some more. The last piece is the whole list.
+// TestPieces: a list is read in growing pieces while the list changes. Each piece is the beginning of the current
+// list: all entries up to the last entry of the previous piece, and n more. The last piece is the whole list.
 func TestPieces(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	element := func() Element {

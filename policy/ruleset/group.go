@@ -15,11 +15,11 @@ type group struct {
 	like    Rule // one of the rules, without the name of the peers' set
 	peers   int  // index of the peers' set in like.Sets
 	kind    SetKind
-	run     int      // how many earlier rules of the chain have another action than Return
-	rest    string   // restKey of the rules; groups with sets of different kinds may have the same rest
+	run     int      // how many earlier rules have another action than Return; merges don't cross such rules
+	rest    string   // result of restKey for each of the rules; groups that differ only in kind have the same rest
 	rules   []int    // indexes of the group's rules in the chain
 	sets    []string // peers' set of each rule
-	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
+	numbers []uint16 // the rules' ports, if a merged set may have entries with these ports; otherwise nil
 }
 
 // groups puts the chain's rules into groups. Rules that can't be merged (see peersOf) are in no group.

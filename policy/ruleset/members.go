@@ -11,7 +11,7 @@ import (
 
 type members struct {
 	groups     []memberGroup
-	entries    int // number of entries of all groups, and one more for each group
+	entries    int // the number of entries of all groups, plus the number of groups
 	found      byAddress[*signature]
 	signatures map[signatureOf]*signature
 	searches   int // how many groups have been searched

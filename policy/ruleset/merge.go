@@ -51,10 +51,10 @@ const tooLarge = 64
 //
 //   - Sets are merged if rules with the same protocol and ports have more than Bounds.Sets sets.
 //   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
-//   - If there isn't room for all merged sets, the smallest come first.
-//   - Merged sets and rules that the kernel has refused are left out.
+//   - If there isn't room for all merged sets, the smallest are made, and the other rules aren't merged.
+//   - If the kernel has refused a merged set or its rule, the single sets and rules stay.
 //
-// Merge is the specification of a Merger.
+// Merge is the specification of a Merger: a Merger must give the same results.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }
 
 // Merge returns the same as the function Merge, but with the bounds b.

@@ -268,8 +268,9 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	return now, refused
 }
 
-// TestMergedShapes: 1,000 rules, each with its own set, become one rule for each port, or one rule that looks up
-// addresses with ports.
+// TestMergedShapes: 1,000 rules with one set and one port each are merged. If the rules have at most eight different
+// ports (Bounds.Lists), the result is one rule for each port. If they have more different ports, the result is one
+// rule, which looks up addresses together with ports.
 func TestMergedShapes(t *testing.T) {
 	const policies = 1000
 	single := func(n int) PortRange { return PortRange{uint16(n), uint16(n)} }
@@ -312,8 +313,9 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: a few sets aren't merged. Of many sets, some large ones stay as they are, and all others are
-// merged into one.
+// TestLargeSetsStayApart: three sets (Bounds.Sets) aren't merged. Of more sets, the largest large sets stay single as
+// long as the rules then need at most three look-ups, and all other sets become one merged set. A set with more than
+// Bounds.SetLen entries is never merged.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

@@ -18,8 +18,8 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused has the parts that a node's kernel has refused, with the reasons. A ruleset without these parts allows no
-// more packets than the whole ruleset.
+// Refused has the parts that a node's kernel has refused, with the reasons. In a ruleset without these parts, all
+// packets that the whole ruleset denies are also denied.
 type Refused map[Refusal]string
 
 // Kind is a part of a rule. A kernel that doesn't support the part refuses all rules with it.
@@ -52,7 +52,7 @@ func (r Rule) Kinds() []Kind {
 	}
 	switch len(r.Ports) {
 	case 0:
-	case 1: // the number doesn't matter: the kernel refuses no port for its number
+	case 1: // any number will do, because a kernel that supports one port number supports all port numbers
 		portName += ", one port"
 		port.Ports = []PortRange{{1, 1}}
 	default:

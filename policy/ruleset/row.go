@@ -32,12 +32,12 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that may match packets with an address, in the order of the chain. The row above has the rules for a
-// network around the address.
+// row has the rules of a chain that may match packets from, or to, the addresses of one signature. The rules are in
+// the chain's order. Rules for a larger network around these addresses are in the row above.
 type row struct {
 	above  *row
 	rules  []int32
-	one    [1]int32 // memory of rules, if rules has only one element
+	one    [1]int32 // the array behind rules if rules has only one element
 	byPort *[classes]*portTable
 }
 
@@ -74,7 +74,7 @@ func (c *indexedChain) newRow(at end, s *signature) *row {
 	return r
 }
 
-// few is how many rules can be compared in the time of a look-up.
+// few is how many rules, or groups, can be compared one by one in the time that a look-up takes.
 const few = 8
 
 func (r *row) candidates(c *indexedChain, q *query) []int32 {
@@ -166,11 +166,12 @@ type portRule struct {
 	decides bool
 }
 
-// fill adds the rules to the spans of their ports. It returns false if the spans together would have many more rules
-// than the row.
+// fill adds each rule to all spans (ranges of ports, see firsts) that have ports of the rule. It returns false if the
+// spans together would have many more rules than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next[i] is i if span i needs more rules. Otherwise next[i] is the next span that may need more rules.
+	// A span needs no more rules once it has a rule that decides on every packet to the span's ports. next[i] is i if
+	// span i needs more rules. Otherwise next[i] is a later span that may need more rules.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i

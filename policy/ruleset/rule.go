@@ -30,8 +30,8 @@ type Rule struct {
 	// Audits is for rules that log. It is the direction in which audited policies would drop the packet. It is empty if
 	// the packet is really dropped.
 	Audits Direction
-	// Policies has the names of the policies to which the rule belongs, in order. A rule with Policies only allows
-	// packets: without the rule, the ruleset drops more.
+	// Policies has the names of the policies to which the rule belongs, in order. Rules with Policies can only allow
+	// packets. So without such a rule, all denied packets stay denied.
 	Policies []string
 }
 

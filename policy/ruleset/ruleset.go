@@ -32,7 +32,8 @@ type Ruleset struct {
 // Hook is a place on a packet's way where the packet enters a chain.
 type Hook string
 
-// CheckForwarded and CheckToNode come before the rules of other programs. The other hooks come after them.
+// A packet meets the chains of CheckForwarded and CheckToNode before the rules of other programs. It meets the chains
+// of the other hooks after those rules.
 const (
 	// CheckForwarded is the hook of all packets that the node forwards.
 	CheckForwarded Hook = "check forwarded packets"
@@ -56,8 +57,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules look up without Not, in order. A pod that is in several
-// of these sets belongs to the class of the first one.
+// Dispatch returns the names of the sets that the chain's rules look up without Not, in the order of the rules. A pod
+// that is in several of these sets belongs to the class of the first of them.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {

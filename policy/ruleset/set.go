@@ -23,20 +23,21 @@ const (
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole decides in which order a set and its rules change. So a packet that both the old and the new ruleset drop is
-// also dropped during the change.
+// SetRole decides whether entries of a set are added, and deleted, before or after the rules change. With this order,
+// a packet that both the old and the new ruleset drop is also dropped during the change.
 type SetRole int
 
 const (
-	// Peers sets have entries that rules allow. Old entries are deleted before the rules change, and new ones are added
-	// afterwards.
+	// Peers sets are for rules that allow packets: a packet that matches an entry may pass. Old entries are deleted
+	// before the rules change, and new entries are added afterwards.
 	Peers SetRole = iota
 	// Checked sets have addresses whose packets are checked. New entries are added before the rules change, and old
 	// ones are deleted afterwards.
 	Checked
 	// Attached sets are Checked sets with the addresses of this node's attachments.
 	Attached
-	// Members sets are class sets. When a pod changes its class, it moves in one step, or it is in no class for a moment.
+	// Members sets are class sets. When a pod changes its class, its address moves from one class set to another.
+	// Either this is one step, or the pod is in no class (closed) for a moment.
 	Members
 )
 
@@ -47,7 +48,8 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain whose rule looks up a Members set.
 	Dispatch string
-	// Opens is true if rules use the set only to allow packets. Without such a set, the ruleset only drops more packets.
+	// Opens is true if rules use the set only to allow packets. If such a set or an entry of it is missing, all denied
+	// packets stay denied, and some allowed packets are denied too.
 	Opens   bool
 	Entries Entries
 }
@@ -101,8 +103,9 @@ func Order(entries []Entry) []Entry {
 	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
 }
 
-// ChangedPeers returns the sets of peers whose entries have changed since the earlier ruleset. ok is false if anything
-// else has changed. Most changes concern only sets of peers, because pods come and go.
+// ChangedPeers returns the sets with the role Peers whose entries differ from those in the earlier ruleset. ok is
+// false if the rulesets also differ in something else. Usually they don't, because pods start and end more often than
+// policies change.
 func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
 		return nil, false

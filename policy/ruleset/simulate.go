@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection at the hooks that check packets. There, its destination has been
-// translated, and its source has not.
+// Packet is the first packet of a connection at the hooks that check packets. There, the packet already has the
+// destination to which other programs' rules translate it (Translated), but still its own source.
 type Packet struct {
 	In, Out  string // names of links; Out is empty for a packet to the node itself
 	InPort   string // if In is another plugin's bridge, the port of this bridge by which the packet came in
