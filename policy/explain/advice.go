@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// fewMisses is how many conditions of the nearest rule a connection may miss. If it misses more, the advice is a new
-// rule.
+// fewMisses is a limit: if a connection misses more conditions of the nearest rule, the advice also has a new rule
+// (Side.Change).
 const fewMisses = 2
 
 const maxNear = 20
@@ -30,8 +30,9 @@ func (x *explainer) nearest(d ruleset.Direction, p verdict.Packet, peer Place, a
 	return near
 }
 
-// standIn rewrites the misses about peers that need other advice: hosts outside of the cluster, an address that stands
-// for several nodes, a closed pod, and a pod with a made-up address.
+// standIn rewrites unmet conditions (misses) about some peers, because the usual advice doesn't help there. These
+// peers are hosts outside of the cluster, an address that stands for several nodes, a closed pod, and a pod with a
+// made-up address.
 func standIn(all []verdict.Near, name string, peer Place) {
 	for _, near := range all {
 		for i := range near.Misses {
@@ -76,9 +77,9 @@ func forSeveral(all []verdict.Near, peer Place) {
 	}
 }
 
-// isolatesToo reports whether the advice of near would only move the drop to the connection's other end. This happens
-// if the pod there gets the labels that the misses name, policies then isolate the pod, and these policies don't allow
-// the connection.
+// isolatesToo reports whether somebody who follows the advice in near would only move the drop to the connection's
+// other end. This happens if the advice is to give the pod at the other end some labels, and policies that select the
+// pod by these labels don't allow the connection.
 func (x *explainer) isolatesToo(near verdict.Near, d ruleset.Direction, p verdict.Packet) bool {
 	v := x.evaluator.Evaluate(p)
 	at, of, direction, was := p.Dst, p.Src, ruleset.Egress, v.Egress
@@ -133,8 +134,8 @@ func (x *explainer) needed(s Side, at, peer Place, p verdict.Packet) string {
 		excerpt.List(sound, " or "), another, excerpt.List(faulty, ", "))
 }
 
-// withoutFaults divides the policies into sound and faulty ones. No rule of a faulty policy counts, because the policy
-// has an error.
+// withoutFaults divides the policies into sound and faulty ones. A faulty policy has an error because of which none of
+// its rules counts.
 func (x *explainer) withoutFaults(policies []string) (sound, faulty []string) {
 	for _, name := range policies {
 		is := func(np *networkingv1.NetworkPolicy) bool {

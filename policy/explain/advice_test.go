@@ -23,8 +23,8 @@ func selecting(app string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}
 }
 
-// isolatingApp returns a policy that isolates the pods of an app in one direction. The policy allows the pods of the
-// app peer, or nothing if peer is empty.
+// isolatingApp returns a policy that isolates the pods with the label app=APP in direction d. The policy allows
+// connections with pods that have the label app=PEER. If the parameter peer is empty, the policy allows nothing.
 func isolatingApp(name, app string, d networkingv1.PolicyType, peer string) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
 	np.Spec.PodSelector, np.Spec.PolicyTypes = *selecting(app), []networkingv1.PolicyType{d}
@@ -59,8 +59,9 @@ func ask(t *testing.T, c Cluster, from, to string) Explanation {
 	return e
 }
 
-// TestAdviceOfLabels: if a label of the sender would make the nearest rule allow the connection, the advice is the
-// label. If another policy would then isolate the sender, the advice also has a new rule.
+// TestAdviceOfLabels: if the nearest rule would allow the connection with another label of the sender, the advice is
+// to give the sender this label. If the sender would then be isolated by another policy, the advice also has a new
+// rule.
 func TestAdviceOfLabels(t *testing.T) {
 	for _, isolates := range []bool{false, true} {
 		c := Cluster{}
@@ -129,9 +130,9 @@ func TestFollowedAdvice(t *testing.T) {
 	}
 }
 
-// TestAdviceOfReceiversLabels: if a label of the receiver would make the nearest rule allow the connection, the advice
-// is the label. If another policy would then isolate the receiver and not allow the connection, the advice also has a
-// new rule.
+// TestAdviceOfReceiversLabels: if the nearest rule would allow the connection with another label of the receiver, the
+// advice is to give the receiver this label. If the receiver would then be isolated by another policy that doesn't
+// allow the connection, the advice also has a new rule.
 func TestAdviceOfReceiversLabels(t *testing.T) {
 	for _, allowed := range []string{"", "web"} {
 		c := Cluster{}
@@ -147,8 +148,8 @@ func TestAdviceOfReceiversLabels(t *testing.T) {
 	}
 }
 
-// TestAdviceOfFaultyPolicies: if an error keeps all rules of a policy from counting, the advice isn't a rule in this
-// policy.
+// TestAdviceOfFaultyPolicies: if no rule of a policy counts because the policy has an error, the advice is never to
+// add a rule to this policy.
 func TestAdviceOfFaultyPolicies(t *testing.T) {
 	const rule = "add an ingress rule from shop/web for TCP port 80 to "
 	for _, tc := range []struct {
@@ -196,7 +197,7 @@ func TestAddressOfSeveralPods(t *testing.T) {
 	}
 }
 
-// TestClosedPeer: for a connection from a closed pod, the advice says that the pod is closed. It names no ipBlock.
+// TestClosedPeer: for a connection from a closed pod, the advice says that the pod is closed, and names no ipBlock.
 func TestClosedPeer(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}

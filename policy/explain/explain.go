@@ -107,7 +107,7 @@ type Side struct {
 	// NearestAudited has rules of the audited policies that almost allow the connection, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
-	// OnlyAudited has rules of audited policies that would allow a dropped connection.
+	// OnlyAudited has rules of audited policies that would allow a dropped connection if these policies were enforced.
 	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
 	Allows      []Rule `json:"allows,omitempty"`
 	// Nearest has rules that almost allow the connection. The rules with the fewest unmet conditions come first.

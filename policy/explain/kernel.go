@@ -48,8 +48,9 @@ type KernelSet struct {
 // View is the state of a node's kernel, with the ruleset that the kernel should have.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Have is the same ruleset, but with the kernel's entries in the sets
-	// (only those entries that the packets look up). Wrong says where the kernel's rules differ from Want.
+	// Want is the ruleset that the agent has applied. Have is the same ruleset, but its sets have the entries that the
+	// kernel has (only those entries that matter for the query's packets). Wrong says where the kernel's rules differ
+	// from Want.
 	Want, Have ruleset.Ruleset
 	Wrong      []string
 	Unread     string

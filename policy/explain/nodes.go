@@ -24,9 +24,9 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds the state of the node's kernel to the paths. other is the explanation that the node's agent has given
-// for the same query. If other has another result, another reason or other policies for an end on the node, AddNode
-// adds a difference.
+// AddNode adds the state of the node's kernel to the paths that the node enforces. The parameter "other" is the
+// explanation that the node's agent has given for the same query. If the two explanations have different results,
+// reasons or policies for an end on the node, AddNode adds a difference.
 func (e *Explanation) AddNode(node string, other Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]

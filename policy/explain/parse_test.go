@@ -122,7 +122,7 @@ func FuzzParse(f *testing.F) {
 			if r.Kind == EndPod { // the text of a pod has no prefix, so parseEnd returns EndNamed
 				r.Kind = EndNamed
 			}
-			// The namespace has the name of a kind, such as svc, so the text means an end of that kind.
+			// If a pod's namespace has the name of a kind, such as svc, the text means an end of that kind.
 			if r.Kind == EndNamed && r.Namespace != "" && again.Kind != EndNamed {
 				continue
 			}

@@ -72,8 +72,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 }
 
 // Concerns returns a function that reports whether an explanation of the query may need a pod. c must have all
-// Endpoints. If an end's address is that of a pod on another node, c may not have this pod yet. Then call Concerns
-// again when c has the pods that the first function reported.
+// Endpoints, but may lack pods. If c lacks a pod at an end of the query, the function can't report all pods that the
+// explanation needs. Then give c the pods that the function reports, and call Concerns again.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
@@ -109,9 +109,10 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// homes returns podSelectors of policies in other namespaces than the query's ends, by namespace. An explanation has a
-// note about such a policy if the podSelector fits an end, but no pod of the policy's namespace. To find out, Concerns
-// must ask for the pods that the podSelectors select.
+// homes returns podSelectors of policies in other namespaces than the query's ends, by namespace. If such a
+// podSelector matches an end, but no pod of the policy's own namespace, the explanation has a note about the policy.
+// To find out whether it matches a pod of its own namespace, Concerns must ask for the pods that the podSelectors
+// match.
 func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 	all := map[string][]labels.Selector{}
 	for _, r := range c.ends(q) {

@@ -92,8 +92,8 @@ func refTo(s *policy.Service, a netip.Addr) Ref {
 	return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: a}
 }
 
-// servicesAt returns the Services that a connection from the end "from" reaches at the address. Only connections from
-// outside of the cluster reach a Service at an address of Proxied.
+// servicesAt returns the Services that a connection from the end "from" reaches at the address. If the address is in a
+// Service's field Proxied, only connections from outside of the cluster reach the Service there.
 func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
 	outside := c.outside(from)
 	for i := range c.Services {

@@ -18,7 +18,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// public has the networks of hosts outside of clusters. reserved has networks within public that have no such hosts.
+// The variable public has the networks of hosts outside of clusters. The variable reserved has networks within public
+// that have no such hosts.
 var (
 	public = [...]netip.Prefix{
 		conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("2000::/3"),

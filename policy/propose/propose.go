@@ -32,7 +32,8 @@ type Traffic struct {
 	Port      uint16
 }
 
-// Peer is the other end of a connection: pods of a namespace with these labels, or an address if Namespace is empty.
+// Peer is the other end of a connection. If Namespace is empty, the peer is the Address. Otherwise the peer is all
+// pods in this namespace that have these Labels.
 type Peer struct {
 	Namespace string
 	Labels    map[string]string
@@ -46,8 +47,8 @@ func Labels(p *policy.Pod) map[string]string {
 	return labels
 }
 
-// Rules returns rules that allow the traffic. left has traffic that a policy's ports can't name, such as ICMP: a rule
-// for it would allow all ports.
+// Rules returns rules that allow the traffic. The result left has the traffic that a policy's ports can't name, such
+// as ICMP. There are no rules for this traffic, because such a rule would allow all protocols and ports.
 func Rules(traffic []Traffic) (
 	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
 ) {

@@ -148,8 +148,9 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter selects the connections for which all its functions return true. From gets the sender, and To the receiver.
-// Either must return true for at least one of the two. A function that is nil selects all connections.
+// Filter selects the connections for which all its functions return true. The function From is called with the sender,
+// and To with the receiver. The function Either must return true for the sender, the receiver or both. A function that
+// is nil selects all connections.
 type Filter struct {
 	From, To, Either func(Party) bool
 	// Proto and Ports select connections by the destination port. If Proto is empty, all ports are selected.
@@ -157,8 +158,8 @@ type Filter struct {
 	Ports ruleset.PortRange
 }
 
-// Filter returns the connections that the filter selects. Rows that then differ only in From or only in To become one
-// row.
+// Filter returns the connections that the filter selects. If two of the resulting rows differ only in From, or only in
+// To, they become one row.
 func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	whether := func(keep func(Party) bool) func(int) bool {
 		return func(i int) bool { return keep == nil || keep(m.Parties[i]) }

@@ -52,7 +52,7 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	return all
 }
 
-// leadsTo reports whether the headless Service's name in DNS has an address of a unit.
+// leadsTo reports whether the headless Service's name in DNS leads to an address of one of the units.
 func leadsTo(s *policy.Service, units []unit) bool {
 	return slices.ContainsFunc(units, func(one unit) bool {
 		if s.Endpoints == nil {

@@ -18,13 +18,15 @@ func (p Party) String() string {
 // pod once.
 func (p Party) Count() int { return len(slices.Compact(slices.Sorted(slices.Values(p.Pods)))) }
 
-// Words returns short names for the parties, such as "everyone", "all pods in shop" or "the world". other has the
-// parties at the other ends of the connections.
+// Words returns short names for the parties, such as "everyone", "all pods in shop" or "the world". The parameter
+// "other" has the parties at the other ends of the connections.
 func (m *Matrix) Words(parties, other []int) []string {
 	in := map[int]bool{}
 	for _, i := range parties {
 		in[i] = true
 	}
+	// If the only party in other has one pod, itself is this party. It may be missing in parties, because a pod's
+	// connections to itself aren't in the matrix.
 	itself := -1
 	if len(other) == 1 && len(m.Parties[other[0]].Pods) == 1 {
 		itself = other[0]
@@ -32,7 +34,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // a list of 3 or more may lack the only party in other
+			return !in[i] && (i != itself || len(list) < 3) // a list of 3 or more is complete even without itself
 		})
 	}
 	var words []string

@@ -1,8 +1,8 @@
 // Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen.
 //
-// Pods of a namespace with the same labels are one workload. Labels that controllers give to single pods don't count.
-// No policy can tell the pods of a workload apart. So if one pod of a workload had a connection, the policies allow it
-// for all pods of the workload.
+// All pods in one namespace that have the same labels are one workload. Labels that controllers give to single pods
+// don't count. No policy can tell the pods of a workload apart. So if one pod of a workload had a connection, the
+// policies allow this connection for all pods of the workload.
 //
 // Invariants:
 //   - The package is pure.
@@ -73,9 +73,9 @@ type Result struct {
 	Left []Flow
 }
 
-// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with flows.
-// Flows may also name workloads whose pods are deleted. The selectors of other workloads don't match the pods that such
-// a workload had.
+// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
+// flows. Flows may also name pods that have been deleted. Their workloads count like all others: they also get
+// policies, and the selectors for other workloads don't match their pods.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

@@ -192,8 +192,9 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node of this name can have assigned the address: it must be in the Node's podCIDRs,
-// and in no podCIDR of this node. If the state has neither Nodes nor this node's name, assignedBy returns true.
+// assignedBy reports whether the Node with the given name can have assigned the address. The address must be in the
+// podCIDRs of that Node, and in no podCIDR of this node (s.Node). If the state has neither Nodes nor this node's name,
+// assignedBy returns true.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -279,7 +280,7 @@ func newRule(
 
 func nobody(end) bool { return false }
 
-// all reports whether the function matches returns true for all pods. It returns false if there are no pods.
+// all reports whether all pods match. It returns false if there are no pods.
 func all(pods []pod, matches func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !matches(p) })
 }

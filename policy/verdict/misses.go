@@ -24,7 +24,7 @@ type Miss struct {
 	Why    string `json:"why"`
 	Change string `json:"change"`
 	Kind   Kind   `json:"kind"`
-	// Label is Change as data, if Change is a change of the object's label.
+	// Label is the same change as Change in a form for programs, if Change is to give the object a label.
 	Label LabelChange `json:"-"`
 }
 
@@ -142,8 +142,8 @@ func rawRules(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []rawRul
 	return all
 }
 
-// fewest returns the misses of the nearest element. For an empty list it returns none, because a rule without peers or
-// ports matches everything.
+// fewest returns the misses of the list's nearest peer or port. For an empty list it returns none, because a rule
+// without peers or ports matches everything.
 func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	var best []Miss
 	for i, one := range list {
