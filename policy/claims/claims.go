@@ -22,7 +22,8 @@ import (
 )
 
 // special has the networks of special addresses. Beyond one link, a special address identifies no host (RFC 6890,
-// sections 2.2.2 and 2.2.3; RFC 4291, section 2.5.5.2), so a node can't reach another node or a pod by it.
+// sections 2.2.2 and 2.2.3; RFC 4291, section 2.5.5.2), so no node can use such an address to reach another node or a
+// pod.
 var special = []struct {
 	network netip.Prefix
 	what    string

@@ -108,7 +108,8 @@ func TestSettle(t *testing.T) {
 }
 
 // TestSettleOrder: if two Nodes make the same claim, the older Node's claim is valid. A Node without a creation time
-// counts as the youngest. Among Nodes of the same age, the Node self comes first, and then the order of names decides.
+// counts as the youngest. Among Nodes of the same age, this node (Terms.Self) comes first, and then the order of names
+// decides.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
 		first, second int // minutes of the creation times; -1 stands for no creation time

@@ -45,7 +45,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 			case peer.isWorld && m.Kind == verdict.MissNoPod:
 				m.Why = "hosts outside of the cluster are no pods, and selectors match only pods"
 				m.Change = "add an ipBlock with the network of these hosts to the rule"
-			case peer.isWorld && m.Kind == verdict.MissBlock && err != nil: // m.Wants names an except
+			case peer.isWorld && m.Kind == verdict.MissBlock && err != nil: // m.Wants is "not NETWORK": an except
 				m.Change = "add an ipBlock with the network of these hosts to the rule"
 			case peer.isWorld && m.Kind == verdict.MissBlock:
 				m.Why = fmt.Sprintf("hosts outside of the cluster need not be in %s", m.Wants)
@@ -62,8 +62,8 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// forSeveral rewrites the advice for an address that several pods state. A change of only one of these pods isn't
-// enough.
+// forSeveral rewrites the advice if several pods have the peer's address in their status. A change of only one of
+// these pods isn't enough then.
 func forSeveral(all []verdict.Near, peer Place) {
 	ofPod := []verdict.Kind{verdict.MissLabel, verdict.MissNamespaceLabel, verdict.MissNamespace, verdict.MissBlock}
 	for _, near := range all {

@@ -286,8 +286,8 @@ func TestOtherAttachments(t *testing.T) {
 	}
 }
 
-// TestAdviceOfExcepts: for an address in an except, the advice is an ipBlock with the address. A narrower except would
-// also allow other hosts.
+// TestAdviceOfExcepts: for an address in an except, the advice is to add an ipBlock with the address, and not to make
+// the except smaller. A smaller except would also allow other hosts.
 func TestAdviceOfExcepts(t *testing.T) {
 	np := isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "")
 	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
@@ -307,8 +307,8 @@ func TestAdviceOfExcepts(t *testing.T) {
 	}
 }
 
-// TestAdviceOfExcludedLabels: if a selector excludes a label of the pod or of its namespace, the advice is a peer for
-// this pod. A change of labels would also change what other policies mean for the pod.
+// TestAdviceOfExcludedLabels: if a selector excludes a label of the pod or of its namespace, the advice is to add a
+// peer for this pod to the rule. If the labels were changed instead, other policies could also apply to the pod.
 func TestAdviceOfExcludedLabels(t *testing.T) {
 	type expressions = []metav1.LabelSelectorRequirement
 	notIn := metav1.LabelSelectorRequirement{Key: "app", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"web"}}

@@ -95,8 +95,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 }
 
 // Probes returns random packets. Most of the packets go to a port that a policy names, or to the port next to it. Some
-// have the first address of an ipBlock, or an address next to it. The parameter each is the number of packets for each
-// pair of addresses.
+// have the first address of an ipBlock, or an address next to it. The parameter "each" is the number of packets for
+// each pair of addresses.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// OnAllProcessors runs as many calls of the function try at the same time as there are processors. The calls share the
+// OnAllProcessors calls the function "try" once for each processor. All calls run at the same time. They share the
 // seeds from first to first+count-1, and each seed goes to one call. When the test has failed, the calls get no more
 // seeds. With -v, the log shows how far the test is.
 func OnAllProcessors(t *testing.T, first uint64, count int, try func(seeds iter.Seq[uint64])) {

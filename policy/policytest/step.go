@@ -15,7 +15,7 @@ import (
 
 // Step returns the state after a random event. Objects or attachments change, or the kernel begins or ceases to refuse
 // parts of the ruleset. Some events change several things at once. The kernel refuses only sets of the ruleset that the
-// function compile returns, and entries of these sets.
+// function "compile" returns, and entries of these sets.
 func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Ruleset) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)

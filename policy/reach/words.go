@@ -25,8 +25,8 @@ func (m *Matrix) Words(parties, other []int) []string {
 	for _, i := range parties {
 		in[i] = true
 	}
-	// If the only party in other has one pod, itself is this party. It may be missing in parties, because a pod's
-	// connections to itself aren't in the matrix.
+	// The variable "itself" is the only party in "other" if this party has one pod. The party may be missing in
+	// "parties", because the matrix leaves out connections from a pod to itself.
 	itself := -1
 	if len(other) == 1 && len(m.Parties[other[0]].Pods) == 1 {
 		itself = other[0]

@@ -11,9 +11,10 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights says for each set how often merged sets have its entries. staying says for each set how many chains look up
-	// the set itself, and not a merged set. entries is the sum of the sizes of all merged sets, rounded up. pairs is the
-	// sum of the sizes of the merged sets with ports, rounded up.
+	// weights says for each set how many copies of its entries the merged sets have: a merged set has one copy, or one
+	// copy for each port. staying says for each set how many chains look up the set itself, and not a merged set.
+	// entries is the sum of the sizes of all merged sets, rounded up. pairs is the sum of the sizes of the merged sets
+	// with ports, rounded up.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int

@@ -85,5 +85,6 @@ func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 // Equal reports whether the entries and their comments are equal. It skips memory that both share.
 func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
 
-// Same reports whether the entries share all their memory. It takes no time, but may return false for equal entries.
+// Same reports whether the entries share all their memory. It takes hardly any time, but may return false for equal
+// entries.
 func (e Entries) Same(o Entries) bool { return e.of.Same(o.of) }

@@ -215,7 +215,8 @@ func (r *randomRules) packet() Packet {
 	return p
 }
 
-// TestIndexKeepsVerdicts: an Index that remembers the verdict on a packet gives a different packet its own verdict.
+// TestIndexKeepsVerdicts: if an Index remembers the verdict on a packet, a packet that differs from it in one value
+// still gets its own verdict.
 func TestIndexKeepsVerdicts(t *testing.T) {
 	allowed := Set{Name: "allowed", Kind: Addresses, Entries: EntriesOf(
 		Entry{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},

@@ -4,15 +4,17 @@ import "math/bits"
 
 // Bounds has the limits within which sets are merged.
 type Bounds struct {
-	// Sets is how many sets may be looked up one by one. So few look-ups take little time, and classes of pods share
-	// single sets, but not merged sets.
+	// Sets is how many sets may be looked up one by one before they are merged. So few look-ups take little time.
+	// Single sets need less memory, because several classes of pods can use the same single set, but not the same
+	// merged set.
 	Sets int
 	// Large is the number of entries above which a set is large. Large sets stay single, the largest first, until the
 	// single and the merged sets together need Sets look-ups. The other large sets are merged.
 	Large int
 	// Lists is how many lists of ports may be compared one by one, because so few comparisons take little time.
 	Lists int
-	// ListLen limits lists of ports that are looked up together with an address. Longer lists stay as they are.
+	// ListLen is the length of the longest list of ports that is looked up together with an address. Rules with longer
+	// lists stay as they are.
 	ListLen int
 	// SetLen limits the size of sets that are merged, because each class of pods gets a copy of their entries. Larger
 	// sets stay as they are.

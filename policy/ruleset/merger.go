@@ -20,7 +20,8 @@ type Merger struct {
 
 func NewMerger(b Bounds) *Merger { return &Merger{bounds: b} }
 
-// Merge returns the same as Bounds.Merge. It is fastest if the ruleset shares its memory with the last one.
+// Merge returns the same as Bounds.Merge. It is fastest if the ruleset shares memory with the last ruleset that Merge
+// was given.
 func (m *Merger) Merge(r Ruleset, refused Refused) Ruleset {
 	changed, same := changes(m.last.Sets, r.Sets)
 	switch {

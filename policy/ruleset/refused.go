@@ -88,8 +88,8 @@ func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without returns the set without the entries that the kernel refuses. It calls the function report for each of these
-// entries.
+// Without returns the set without the entries that the kernel refuses. It calls the parameter "report" for each of
+// these entries.
 func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s

@@ -39,8 +39,8 @@ const (
 	CheckForwarded Hook = "check forwarded packets"
 	// CheckToNode is the hook of all packets to the node itself.
 	CheckToNode Hook = "check packets to the node"
-	// AcceptForwarded is the hook of forwarded packets that have passed weir's check. Its chain accepts them, so that
-	// other programs' rules don't drop them by default.
+	// AcceptForwarded is the hook of forwarded packets that have passed weir's check. Its chain accepts these packets,
+	// so that a default of other programs' rules (such as the policy DROP of filter FORWARD) doesn't drop them.
 	AcceptForwarded Hook = "accept forwarded packets"
 	// TranslateSource is the hook of the first packets of connections that leave the node.
 	TranslateSource Hook = "translate sources"

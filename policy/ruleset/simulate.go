@@ -76,7 +76,7 @@ func (s *Simulator) add(set Set) error {
 	return err
 }
 
-// Allows reports whether the packet passes the hook CheckForwarded, or CheckToNode if it has no Out.
+// Allows reports whether the packet passes the hook CheckForwarded, or CheckToNode if the packet has no Out.
 func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 
 // Audit reports whether the packet passes, and in which directions audited policies log it.
@@ -106,8 +106,8 @@ func (r Ruleset) Trace(p Packet) (passes bool, steps []Step, err error) {
 	return passes, steps, nil
 }
 
-// run reports whether the packet passes its hook. It calls the function matched for each rule that matches the packet.
-// matched may be nil.
+// run reports whether the packet passes its hook. If the parameter "matched" isn't nil, run calls it for each rule
+// that matches the packet.
 func (s *Simulator) run(p Packet, matched func(Chain, Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {

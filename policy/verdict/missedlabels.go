@@ -109,10 +109,10 @@ func (l labelled) miss(field string, r labels.Requirement) Miss {
 	return m
 }
 
-// mend writes into m the change of the label that meets all requirements on this label. If the requirements name no
-// value that meets them, because they exclude the label or its value, mend leaves m.Change empty. If the requirements
-// contradict each other, the selector matches nothing, and no value of the label helps. m then gets the kind
-// MissUnreadable.
+// mend looks for a value of the label that meets all of the selector's requirements on this label, and writes into m
+// the change that gives the label this value. If the requirements name no such value, because they exclude the label
+// or its value, mend leaves m.Change empty. If the requirements contradict each other, the selector matches nothing,
+// and no value of the label helps. Then m gets the kind MissUnreadable.
 func (l labelled) mend(m *Miss, field, key string, all labels.Requirements) {
 	var values []string
 	for _, r := range all {

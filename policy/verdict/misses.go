@@ -87,7 +87,8 @@ func (n Near) distance() (sum int) {
 }
 
 // Nearest returns rules that don't allow the packet, the nearest first. They are rules of policies that certainly
-// isolate the end in this direction: of audited policies if audited is true, otherwise of enforced policies.
+// isolate the end in this direction: of audited policies if the parameter audited is true, otherwise of enforced
+// policies.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst
