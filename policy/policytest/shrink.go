@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink returns a smaller state that still fails. It removes parts until no part can be removed any more.
+// Shrink returns a smaller state for which the parameter "fails" still returns true. It removes parts of the state
+// until "fails" would return false without any one of the parts that are left.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)

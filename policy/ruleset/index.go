@@ -20,7 +20,8 @@ type indexedChain struct {
 	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
 	pivots [ends]pivots
-	// rest has the rules without a condition that an address must meet. They may match packets with any addresses.
+	// rest has the rules that don't require an address to be in a set or a network. They may match packets with any
+	// addresses.
 	rest *row
 	rows [ends]map[*signature]*row
 	// verdicts remembers verdicts that needed many comparisons. It is nil if the chain leads to other chains, or looks

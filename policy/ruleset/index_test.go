@@ -215,8 +215,8 @@ func (r *randomRules) packet() Packet {
 	return p
 }
 
-// TestIndexKeepsVerdicts: if an Index remembers the verdict on a packet, a packet that differs from it in one value
-// still gets its own verdict.
+// TestIndexKeepsVerdicts: if an Index remembers the verdict on a packet, a packet with another address, port, protocol
+// or link still gets its own verdict.
 func TestIndexKeepsVerdicts(t *testing.T) {
 	allowed := Set{Name: "allowed", Kind: Addresses, Entries: EntriesOf(
 		Entry{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},

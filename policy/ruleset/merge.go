@@ -4,14 +4,14 @@ import "math/bits"
 
 // Bounds has the limits within which sets are merged.
 type Bounds struct {
-	// Sets is how many sets may be looked up one by one before they are merged. So few look-ups take little time.
-	// Single sets need less memory, because several classes of pods can use the same single set, but not the same
-	// merged set.
+	// Sets is the largest number of sets that may be looked up one by one. If there are more sets, they are merged. A
+	// few look-ups take little time, and several classes of pods can use the same single set, but each class needs its
+	// own merged sets.
 	Sets int
 	// Large is the number of entries above which a set is large. Large sets stay single, the largest first, until the
 	// single and the merged sets together need Sets look-ups. The other large sets are merged.
 	Large int
-	// Lists is how many lists of ports may be compared one by one, because so few comparisons take little time.
+	// Lists is how many lists of ports may be compared one by one. A few comparisons take little time.
 	Lists int
 	// ListLen is the length of the longest list of ports that is looked up together with an address. Rules with longer
 	// lists stay as they are.

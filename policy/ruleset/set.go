@@ -104,8 +104,8 @@ func Order(entries []Entry) []Entry {
 }
 
 // ChangedPeers returns the sets with the role Peers whose entries differ from those in the earlier ruleset. ok is
-// false if the rulesets also differ in something else. Usually they don't, because pods start and end more often than
-// policies change.
+// false if the chains, or other parts of the sets, also differ. Usually they don't, because pods start and end more
+// often than policies change.
 func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
 		return nil, false
