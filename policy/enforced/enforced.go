@@ -91,8 +91,8 @@ type Pod struct {
 	Egress  string `json:"egress"`
 }
 
-// Class has a class's policies, and the number of entries and a digest of each set that the class's rules look up. The
-// chain's name identifies the rules, because the name contains a hash of the rules.
+// Class has a class's policies, and the number of entries and a digest of each set that the class's rules look up. Two
+// classes with the same Chain have the same rules.
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty if no policy isolates the pods
 	Policies []string `json:"policies"`
