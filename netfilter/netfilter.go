@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify says how much of weir's state in the kernel a backend reads before it applies a ruleset. For the rest it uses
-// what it remembers.
+// Verify says how much of weir's state in the kernel a backend reads before it applies a ruleset. For the rest, the
+// backend uses the state that it remembers.
 type Verify int
 
 const (
@@ -34,8 +34,8 @@ const (
 // AcceptComment is the comment of weir's rules in the chain FORWARD of the table filter.
 const AcceptComment = "weir: no other default drops what policy let through"
 
-// Accepted returns which packets a chain FORWARD must accept, as the conditions of rules. chained has the addresses of
-// pods behind another plugin's bridge.
+// Accepted returns rules whose conditions match the packets that a chain FORWARD must accept. chained has the
+// addresses of pods behind another plugin's bridge.
 func Accepted(chained ruleset.Entries) []ruleset.Rule {
 	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
 	for e := range chained.All() {
@@ -73,8 +73,8 @@ type KernelSet struct {
 }
 
 // AddClass adds a class set to the list of kernel sets. The ruleset has a set for each class, but the kernel has one
-// set or map for all classes of a direction. So AddClass adds the class's entries to that set or map, which has the
-// given name and kind. If the list lacks it, AddClass appends it.
+// set or map for all classes of a direction. So AddClass counts the class's entries as entries of that set or map,
+// which has the given name and kind. If the list lacks this set or map, AddClass appends it.
 func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet {
 	i := slices.IndexFunc(all, func(k KernelSet) bool { return k.Name == name })
 	if i < 0 {
@@ -92,7 +92,8 @@ type Note struct {
 	Message string
 }
 
-// Inspection says which parts of a ruleset the kernel has. It covers only the parts that concern some packets.
+// Inspection says which parts of a ruleset the kernel has. It covers only the families of the inspected packets, and
+// only the set entries that rules look up for these packets.
 type Inspection struct {
 	// Ruleset has the chains of the compiled ruleset. Its sets contain only entries that are in the kernel and that
 	// rules could look up for the packets.

@@ -56,11 +56,12 @@ func LinkName(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// Equal returns a match: load puts a value of the packet into register 1, which must equal the given value.
+// Equal returns a match. The expression load puts a part or property of the packet into register 1, which must then
+// equal the given value.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare returns a match: load puts a value of the packet into register 1, and op compares the register with the given
-// value.
+// Compare returns a match. The expression load puts a part or property of the packet into register 1, and the
+// operator op compares the register with the given value.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }

@@ -66,7 +66,7 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 }
 
 // Last returns the last key for which the function among returns true. ok is false if there is none. In the order of
-// the keys, among must return true up to some key, and false for all later keys.
+// the keys, that function must return true up to some key, and false for all later keys.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -128,8 +128,8 @@ func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	return m
 }
 
-// WithAll returns a map that also has all keys and values of the map more. It is faster than calling With for each key.
-// It is fastest if m has few keys that lie between keys of more.
+// WithAll returns a map that also has all keys and values of the map more. It is faster than calling With for each
+// key. It is fastest if few keys of m lie between keys of the map more.
 func (m Map[K, V]) WithAll(more Map[K, V]) Map[K, V] {
 	more.root = more.union(m.root, more.root)
 	return more
@@ -207,7 +207,8 @@ func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
 	return n.with(n.left, m.insert(n.right, leaf))
 }
 
-// union returns a tree with the keys of both trees. If both trees have a key, the result has the value from more.
+// union returns a tree with the keys of both trees. If both trees have a key, the result has the value from the tree
+// more.
 func (m Map[K, V]) union(n, more *node[K, V]) *node[K, V] {
 	switch {
 	case n == nil:

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares weir's rules in the kernel with the ruleset. It also returns which set entries for these packets the
-// kernel has. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset. It also returns which of the set entries that rules
+// look up for these packets are in the kernel. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(

@@ -17,8 +17,8 @@ import (
 func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
-// testInspect applies random rulesets. The ruleset that Inspect returns has only the set entries that concern the given
-// packets. It must give these packets the same verdicts as the applied ruleset.
+// testInspect applies random rulesets. The ruleset that Inspect returns has only the set entries that rules look up
+// for the given packets. For these packets, its verdicts must be the same as those of the applied ruleset.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return

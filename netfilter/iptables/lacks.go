@@ -13,9 +13,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries with packets whether the node's iptables and ipset can do what weir needs. It returns a
-// sentence for each rule or type of set that the kernel refuses, or that has no effect. An error means that a thread
-// couldn't leave the trial's network namespace (see probe.Apart). The sentences are right in this case too.
+// Lacks sends test packets through rules to find out whether the node's iptables and ipset can do what weir needs
+// (see package probe). It returns a sentence for each rule or type of set that the kernel refuses, or that has no
+// effect. An error means that a thread couldn't leave the trial's network namespace (see probe.Apart). The sentences
+// are right in this case too.
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
@@ -57,7 +58,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
-		return nil // the packets prove nothing, but the kernel has accepted all rules
+		return nil // other rules disturb the packets; the kernel has accepted all rules of the trial
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))

@@ -110,8 +110,8 @@ func TestLacks(t *testing.T) {
 	}
 }
 
-// TestTriesReachTheKernel: iptables-restore accepts a rule that the kernel refuses. The trial of this rule fails, and
-// leaves no chain.
+// TestTriesReachTheKernel: if iptables-restore accepts a rule, but the kernel refuses it, the trial of this rule
+// fails, and leaves no chain behind.
 func TestTriesReachTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -228,8 +228,8 @@ func featuresOf(rule string) (all []string) {
 	return all
 }
 
-// TestKilledTrial: an agent was killed during a trial in the node's own network namespace. Apply and the next trial
-// both remove the remaining chains, jumps and sets.
+// TestKilledTrial: if an agent was killed during a trial in the node's own network namespace, Apply removes the
+// trial's chains, jumps and sets. The next trial removes them too.
 func TestKilledTrial(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -54,7 +54,7 @@ func (d divided) add(s ruleset.Set, all []ruleset.Set) {
 	}
 }
 
-// usedBy returns how many look-ups of parts of divided sets the rules need.
+// usedBy counts the look-ups of divided sets in the rules. A look-up counts once for each part of its set.
 func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	if len(d) == 0 {
 		return 0

@@ -8,13 +8,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// renumbering has the changes of pods' numbers in one family's sets: before the change of rules, and after it.
+// renumbering has the changes of pods' numbers in one family's sets. The changes in the list before are made before
+// the rules change, and those in the list after are made afterwards.
 //
-// A packet between two pods is checked with the sender's class for egress and with the receiver's class for ingress. If
-// these classes changed one after the other, a packet could pass that neither the old nor the new state allows. So a
-// pod's number changes before the rules if the new class allows no more than the old class, by the old rules. It
-// changes after the rules if the old class allows no more than the new class, by the new rules. Otherwise the pod is in
-// no class while the rules change. The list across has exceptions: numbers that change in one step all the same.
+// A packet between two pods is checked with the sender's class for egress and with the receiver's class for ingress.
+// If these classes changed one after the other, a packet could pass that neither the old nor the new state allows. So
+// a pod's number changes before the rules if the new class allows no more than the old class, by the old rules. It
+// changes after the rules if the old class allows no more than the new class, by the new rules. Otherwise the pod is
+// in no class while the rules change. The list across has exceptions: such a number changes in one step, because no
+// packet can meet the old class of one pod and the new class of the other.
 type renumbering struct {
 	before, after []change
 	across        []change

@@ -49,8 +49,8 @@ var dispatches = map[string]dispatch{
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
 }
 
-// returns takes the place of a chain's name for the class of pods that no policy isolates. This class has no chain: the
-// packets return from the dispatch chain.
+// returns is used instead of a chain's name for the class of pods that no policy isolates. This class has no chain:
+// the packets return from the dispatch chain.
 const returns = "RETURN"
 
 // closedClass is the end of the names of the chains that allow nothing. There is always one such chain for each
@@ -59,7 +59,7 @@ var closedClass = strings.ToUpper(conf.NoneClass)
 
 type class struct {
 	set    string
-	target string // the class's chain, or returns
+	target string // the class's chain, or the constant returns
 	rule   ruleset.Rule
 	pods   ruleset.Entries
 }
@@ -171,8 +171,9 @@ func (a *assignment) keep() {
 		if n <= openClass || n > maxNumber || target == "" {
 			continue
 		}
-		// A number that no pod has is dropped if its class has another number. But if the classes are as before, the number
-		// of a former class stays, so that no rule changes only for this number.
+		// If no pod has the number, and the number's class already has another number, the number is dropped. There
+		// is one exception: if the classes are the same as before, the number of a former class stays. Otherwise
+		// rules would change only because of this number.
 		if len(members[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}

@@ -131,7 +131,8 @@ func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	}
 }
 
-// same reports whether the tables t and now certainly have the same rules.
+// same reports whether the tables certainly had the same rules at two readings: t is the earlier one, and now the
+// later one.
 func (t tables) same(now tables) bool {
 	return len(t) == len(now) && !slices.ContainsFunc(tablesUsed, func(name string) bool {
 		_, had := t[name]

@@ -15,8 +15,8 @@ type state struct {
 
 type tables map[string]table
 
-// only returns the part of the state that belongs to the given families. If a set has the name of a wanted set, the
-// wanted set's family counts, because the set may be a foreign one of another family.
+// only is a filter: the result has the part of the state that belongs to the given families. If a set has the name of
+// a wanted set, the wanted set's family counts, because another program may have made the set for another family.
 func (s state) only(families []conf.Family, want *lowered) state {
 	of := map[string]conf.Family{}
 	for _, w := range want.sets {

@@ -35,7 +35,7 @@ func concernsAccept(c nftnl.Change) bool {
 
 // accepting is what the driver knows of one family's chain FORWARD.
 type accepting struct {
-	known bool // true if the chain has the wanted rules, or doesn't exist
+	known bool // false if the driver must check the chain again
 	rules []nftnl.Sum
 	wrote bool     // true if the driver has changed weir's rules in the chain
 	drops []string // a sentence for each chain of another program that drops pods' packets
@@ -61,7 +61,7 @@ func acceptRules(want *table) (rules []nftnl.Rule) {
 	return rules
 }
 
-// accepted returns which packets the chain FORWARD must accept, as the conditions of rules.
+// accepted returns rules whose conditions match the packets that the chain FORWARD must accept.
 func accepted(want *table) []ruleset.Rule {
 	var chained ruleset.Entries
 	if s, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
@@ -77,9 +77,10 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting writes weir's rules into the chain FORWARD of each of these families that has a table in want. It
-// deletes weir's other rules there. repaired is true if rules that the driver had written before were missing. Errors
-// appear only in the notes: without weir's rules, the chain may drop pods' packets, but it lets no denied packet pass.
+// keepAccepting makes sure that the chain FORWARD of each of these families has weir's wanted rules, and no other
+// rules of weir's. A family without a table in want needs no rules. repaired is true if another program had changed
+// rules that the driver had written, and the driver has repaired them. Errors appear only in the notes: without
+// weir's rules, the chain may drop pods' packets, but all denied packets stay denied.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered, families []conf.Family) (repaired bool) {
 	for _, f := range families {
 		var rules []nftnl.Rule

@@ -1,6 +1,6 @@
 // Package nftables is the backend nftables. It owns the tables "ip weir" and "ip6 weir" of nf_tables, compares them
-// with a ruleset.Ruleset, and applies the difference. A change that both allows and denies more has several
-// transactions (steps.go).
+// with a ruleset.Ruleset, and applies the difference. If a change allows some packets and denies others, it takes
+// several transactions (steps.go).
 //
 // Invariants:
 //   - A packet that both the old and the new state deny never passes during a change. This is also true for a packet
@@ -50,7 +50,7 @@ type Driver struct {
 // pods' packets. Keep looks at a chain only after Forget, after a failure, or if the rules differ from those of its
 // last call.
 type LegacyForward interface {
-	// Keep returns true if rules that it had written before were missing.
+	// Keep returns true if another program had changed rules that an earlier Keep wrote, and Keep has repaired them.
 	Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool)
 	Forget()
 	// Notes say which chains still drop pods' packets, and why.
@@ -123,8 +123,8 @@ func (d *Driver) applyTo(
 		case d.lowering.without(refused):
 			whole = d.lowering.lower(want)
 		case len(parts) > 0 && errors.Is(err, unix.ENOENT) && !reread:
-			// Another program may have deleted the table. Or the kernel lacks a part that a rule needs: then it refuses the
-			// rule again.
+			// Another program may have deleted the table, so the driver reads the table and tries again. If instead
+			// the kernel lacks a part that a rule needs, the kernel refuses the rule again.
 			reread = true
 			if err := d.Read(ctx); err != nil {
 				return r, errors.Join(err, d.closeAll(ctx, l))
@@ -222,8 +222,8 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 }
 
 // KeepClosed protects the pods until a ruleset can be compiled. It doesn't change a family's chains if they are
-// complete. To families with incomplete chains, it applies closed, a ruleset without classes. It returns the families
-// with incomplete chains.
+// complete. To families with incomplete chains, it applies the ruleset closed, which has no classes. It returns the
+// families with incomplete chains.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if fell, err = d.incomplete(ctx, closed); len(fell) == 0 {
 		return nil, err
@@ -258,9 +258,9 @@ func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 // CleanOtherFlavour does nothing, because nftables has only one form of rules.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables, the tables that a killed agent may have left of a trial, and weir's rules in the chains
-// FORWARD of iptables-nft. Then the backend enforces no policy any more. Remove leaves the rules in iptables-legacy
-// alone, because the backend that the node uses instead keeps the same rules.
+// Remove removes weir's tables, the tables of trials (see Lacks) that a killed agent may have left, and weir's rules
+// in the chains FORWARD of iptables-nft. Then the backend enforces no policy any more. Remove leaves the rules in
+// iptables-legacy alone, because the backend that the node uses instead keeps the same rules.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
 func (d *Driver) Remove(context.Context) error {

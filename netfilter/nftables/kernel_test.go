@@ -58,7 +58,8 @@ func (m *model) then(l lowered) *model {
 	return next
 }
 
-// and returns the table with the chains of both tables. It is for a partial table: it may make base chains.
+// and returns a table with the chains of both tables. If both have a chain of the same name, the result has the chain
+// of partial. A partial table lacks the chains that stay as they are in the kernel.
 func (t *table) and(partial *table) *table {
 	all := &table{family: partial.family, chains: slices.Clone(partial.chains)}
 	if t != nil {
@@ -69,8 +70,10 @@ func (t *table) and(partial *table) *table {
 	return all
 }
 
-// beforeNetworks returns the model of a moment during a transaction from m to the model after: the new rules are in
-// force, and all sets have their old elements. A walk finds the new elements in the parameter later of allowsWhile.
+// beforeNetworks returns the model of a moment during a transaction. m is the model before the transaction, and the
+// parameter after is the model at its end. At this moment the new rules are in force, all old sets have their old
+// elements, and new sets of networks are empty. The caller passes the model at the end also to allowsWhile, as its
+// parameter later, so that later look-ups find the new elements.
 func (m *model) beforeNetworks(after *model) *model {
 	now := &model{of: after.of, rules: after.rules}
 	for f := range now.sets {

@@ -12,9 +12,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries with packets whether the node's nf_tables can do what weir needs. It returns a sentence for each rule
-// or kind of set that the kernel refuses, or that has no effect. An error means that a thread couldn't leave the
-// trial's network namespace (see probe.Apart). The sentences are right in this case too.
+// Lacks sends test packets through rules to find out whether the node's nf_tables can do what weir needs (see package
+// probe). It returns a sentence for each rule or kind of set that the kernel refuses, or that has no effect. An error
+// means that a thread couldn't leave the trial's network namespace (see probe.Apart). The sentences are right in this
+// case too.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
@@ -39,7 +40,7 @@ func lacksIn(f conf.Family) (list []string) {
 	}
 	wrong, err := t.Wrong(func() { endTrial(at) })
 	if err != nil {
-		return nil // the packets prove nothing, and the kernel has accepted all rules
+		return nil // other rules disturb the packets; the kernel has accepted all rules of the trial
 	}
 	for _, n := range wrong {
 		list = append(list, n.Name+" (nf_tables accepts them, and they have no effect)")

@@ -26,8 +26,8 @@ func (t *table) stays() bool { return t.partial && len(t.sets)+len(t.chains) == 
 // lowered has a table for each family, or nil for a family without rules.
 type lowered [len(conf.Families)]*table
 
-// only keeps the tables of these families. It replaces the other families' tables by tables that change nothing in the
-// kernel.
+// only is a filter: the result has the tables of the given families. In place of the other families' tables, it has
+// tables that change nothing in the kernel.
 func (l lowered) only(families []conf.Family) lowered {
 	for f := range l {
 		if !slices.Contains(families, conf.Family(f)) {

@@ -221,8 +221,9 @@ func TestALeftClassGetsOtherRules(t *testing.T) {
 	}
 }
 
-// TestTransactions: the driver makes a change in one transaction if the change only allows less, or only allows more. A
-// change of sets that does both takes several transactions, and the first one only allows less.
+// TestTransactions: if a change only denies packets that were allowed, or only allows packets that were denied, the
+// driver makes it in one transaction. If a change of sets does both, it takes several transactions, and the first
+// transaction only denies packets.
 func TestTransactions(t *testing.T) {
 	type entries map[string]string // addresses, by the name of the set
 	roles := map[string]ruleset.SetRole{

@@ -90,7 +90,7 @@ type effect struct {
 	chain      string // the chain to which the rule leads
 }
 
-// match is an expression because of which a rule may match only some packets.
+// match is an expression that may restrict the packets which a rule matches.
 type match struct {
 	name   string
 	fields map[uint16][]byte

@@ -171,7 +171,7 @@ func (p *plan) elements(have kernelTable, want *table, s set, strays []ruleset.E
 	if s.role == ruleset.Attached {
 		for _, e := range strays {
 			next.entries = next.entries.With(e)
-			// The element isn't in the kernel, because the table was made anew.
+			// If the table was made anew, the kernel no longer has the element.
 			if _, ok := had.entries.Get(e.Element); !ok {
 				adds = append(adds, s.elementOf(e))
 			}

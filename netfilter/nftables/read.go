@@ -124,7 +124,7 @@ func (d *Driver) readTable(f conf.Family) (k kernelTable, err error) {
 	for name, set := range sets {
 		k.sets[name] = kernelSet{layout: set.Layout, unknown: !set.Known}
 	}
-	if int(s.Objects) != len(k.chains)+len(k.sets) { // some chains have no rules
+	if int(s.Objects) != len(k.chains)+len(k.sets) { // some chains have no rules, so k.chains lacks them
 		names, err := d.reader.Chains(t)
 		if err != nil {
 			return k, err

@@ -111,8 +111,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: the kernel refuses a rule that belongs to no policy. The rules that the kernel has stay if
-// they check all packets. Otherwise all packets of pods are dropped.
+// TestRefusedRulesClose: if the kernel refuses a rule that belongs to no policy, the old rules in the kernel stay,
+// provided that they check all packets. If they don't, all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -57,7 +57,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	case ruleset.Ports:
 		return nftnl.Port
 	case ruleset.AddressLinks:
-		if s.Name == s.Family.Set(conf.LinksSet) { // each entry has a link and the network of all addresses
+		if s.Name == s.Family.Set(conf.LinksSet) { // each entry has a link, and /0 as its network
 			return nftnl.Link
 		}
 		return nftnl.AddressLink

@@ -13,9 +13,10 @@ import (
 // sender and the new class of its receiver, and pass although both states deny it. A look-up may also lead the packet
 // to a new chain, in which it finds no rules.
 //
-// So each transaction only allows less, only allows more, or changes what a single look-up of a packet finds. A packet
-// is looked up once in a map, but perhaps twice in a set of peers: for its source and for its destination. A new
-// class's chain is made before pods move to it.
+// So each transaction does one of three things: it only denies packets that were allowed, it only allows packets that
+// were denied, or it changes the result of at most one look-up of each packet. Each map is looked up once for a
+// packet. A set of peers may be looked up twice: for the packet's source and for its destination. The chain of a new
+// class is made before pods move to the class.
 //
 // In newer kernels, sets of networks change some microseconds after the rules and the other sets of their transaction
 // (nft_rbtree_commit in the kernel's net/netfilter/nft_set_rbtree.c). During this time, a packet that meets the new
@@ -26,11 +27,11 @@ import (
 type step int
 
 const (
-	changesNetworks step = iota // makes new sets, and changes only sets of networks; allows no more
-	makesNew                    // makes new sets and new chains, which no packet meets yet
-	allowsLess                  // lets no packet pass that was denied before
+	changesNetworks step = iota // makes new sets, and changes sets of networks; all denied packets stay denied
+	makesNew                    // makes new sets, and new chains through which no packet goes yet
+	allowsLess                  // may deny packets that were allowed; all denied packets stay denied
 	movesPods                   // moves pods between two classes; each class allows something that the other one denies
-	allowsMore                  // denies no packet that was allowed before
+	allowsMore                  // may allow packets that were denied; all allowed packets stay allowed
 )
 
 // change is a change of one family's table. It says in which step each element changes.
@@ -71,7 +72,7 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 	return l
 }
 
-// split returns the state of the table after each transaction of the change. The last is the wanted state.
+// split returns the state of the table after each transaction of the change. The last state is the wanted one.
 func split(have kernelTable, want *table) []*table {
 	if have.off || have.mustBeMadeAnew(want) || have.isOdd() {
 		return []*table{want} // the rules or sets in the kernel are wrong, so one step may replace all of them
@@ -135,7 +136,7 @@ func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
 	case now == was || now == "" || within(c.have, c.want, was, now) && c.stays(was):
-		return allowsMore // if now is was, only the comment changes
+		return allowsMore // if now == was, only the entry's comment changes
 	case was == "": // packets on their way may find no rules in a new chain and pass, as the old state allows
 		return allowsLess
 	case c.ready(now) && (!known || c.deniesAll(now)):
@@ -154,8 +155,8 @@ func (c *change) wanted(name string) (chain, bool) {
 	return c.want.chains[i], true
 }
 
-// ready reports whether packets on their way find the wanted rules in the chain. An empty name stands for no chain, so
-// no rules are missing.
+// ready reports whether the chain already has the wanted rules, so that packets on their way find these rules. It
+// returns true for the empty name, which stands for no chain.
 func (c *change) ready(name string) bool {
 	had, ok := c.have.chains[name]
 	k, _ := c.wanted(name)
@@ -206,7 +207,7 @@ func (c *change) states() (states []*table) {
 	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
 
-// isNewNetworks reports whether the set is a new set of networks. An empty set need not be filled.
+// isNewNetworks reports whether the set is new, is a set of networks, and has entries.
 func (c *change) isNewNetworks(s set) bool {
 	_, ok := c.have.sets[s.Name]
 	return !ok && s.Layout == nftnl.Network && s.entries.Len() > 0
@@ -251,7 +252,7 @@ func (c *change) after(last step) *table {
 	for _, s := range c.want.sets {
 		had, ok := c.have.sets[s.Name]
 		switch {
-		case c.unmet && s.Layout == nftnl.Network: // no packet meets rules that look it up
+		case c.unmet && s.Layout == nftnl.Network: // fills the set at once: no packet meets rules that look it up
 		case ok:
 			s.entries = c.entries(s, had, last)
 		case last == changesNetworks && s.role == ruleset.Members:

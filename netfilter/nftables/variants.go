@@ -25,7 +25,7 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 		v.Proto = proto
 		return v
 	}
-	// For IPv6, the rules need no protocol: their condition "directly" compares it.
+	// For IPv6, the rules need no protocol: their condition, the variable directly, compares it.
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f]
 	self := []ruleset.SetMatch{{Name: f.Set(conf.SelfSet), By: bothEnds}}
 	inner := []ruleset.SetMatch{{Name: f.Set(conf.ErrorsSet), By: innerEnd}}
@@ -78,7 +78,8 @@ func icmpType(words string, op uint32, number byte) condition {
 	}}
 }
 
-// directly matches ICMPv6 packets without extension headers. Its text is empty, because nft prints no text for it.
+// directly is the condition that a packet is an ICMPv6 packet without extension headers. Its text is empty, because
+// nft prints no text for it.
 var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
 }}

@@ -94,8 +94,9 @@ func (q Question) unknown(err error) error {
 	return wrap(err, "look up an element of set %s", q.Set.Name)
 }
 
-// between returns the network that begins with the address first and ends just before the address behind. If behind is
-// the zero value, the network ends with the last of all addresses. ok is false if there is no such network.
+// between returns a network. Its first address is the parameter first, and the parameter behind is the address after
+// its last one. If behind is the zero value, the network ends with the last of all addresses. ok is false if there is
+// no such network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

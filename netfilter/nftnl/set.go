@@ -22,8 +22,8 @@ const (
 	Link
 	Port
 	Verdicts
-	AddressPair // the same address twice
-	InnerPair   // an address as source of an ICMP error, and as destination of the packet inside
+	AddressPair // an address as source and destination of a packet, so the same address twice
+	InnerPair   // an address as source of an ICMP error, and as destination of the packet inside the error
 )
 
 // layouts has nft's names for the layouts in a table for IPv4.

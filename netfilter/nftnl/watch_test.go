@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFailedWatch: a watch that fails closes its socket.
+// TestFailedWatch: if Watch fails, it closes its socket.
 func TestFailedWatch(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

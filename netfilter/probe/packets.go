@@ -27,9 +27,10 @@ func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 
 func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
 
-// A trial waits for packets for the time soon. If something is wrong, it sends all packets again, and waits for the
-// time late. Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take
-// longer, and a trial that doesn't wait would report features as missing that the kernel has.
+// These are the times for which a trial waits for its packets. If a packet hasn't the expected result within the time
+// of the constant soon, the trial sends all packets again, and waits for the time of the constant late. Usually a
+// packet arrives within the system call that sends it. If the processor is busy, a packet can take longer, and a
+// trial that doesn't wait would report features as missing that the kernel has.
 const (
 	soon = 200 * time.Millisecond
 	late = time.Second
@@ -66,7 +67,8 @@ func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 		if n.answer {
 			source = addrOf(t.receivers[i])
 		}
-		// The kernel still masquerades a connection that it has masqueraded before.
+		// With Need.masquerades, the packet may come from another source: even without the rule, the kernel goes on
+		// masquerading a connection that it has masqueraded before.
 		if !from[i].IsValid() || from[i] != source && !n.masquerades {
 			return nil, errOthers
 		}

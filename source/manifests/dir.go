@@ -140,9 +140,9 @@ func (d *Dir) Files() []agentapi.File {
 }
 
 // dropGone removes files that have been missing or empty for graceTime, and their objects. The caller must have read
-// these files after the time now: a file may have come back, even if its event hasn't been handled yet. dropGone
-// doesn't remove a broken link, but marks the link as unreadable. When the returned channel has a message, the caller
-// must call dropGone again. The channel is nil if no call is needed.
+// these files after the time in the parameter now: a file may have come back, although its event hasn't been handled
+// yet. dropGone doesn't remove a broken link, but marks the link as unreadable. When the returned channel has a
+// message, the caller must call dropGone again. The channel is nil if no call is needed.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {

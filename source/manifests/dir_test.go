@@ -252,14 +252,15 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.want("Pod default/b app=two")
 }
 
-// TestWhatIsBackStaysInForce: the objects of a removed file come back within graceTime, in this file or in another one.
-// But Run handles the event of this file later, because a call of update takes long. The objects stay in force.
+// TestWhatIsBackStaysInForce: if the objects of a removed file come back within graceTime, in the same file or in
+// another one, they stay in force. This is so even if Run handles the event of the written file after graceTime,
+// because a call of update takes long.
 func TestWhatIsBackStaysInForce(t *testing.T) {
 	t.Run("in the same file", func(t *testing.T) { comeBack(t, "a.yaml", "a.yaml") })
 	t.Run("in another file", func(t *testing.T) { comeBack(t, "a.yaml", "b.yaml") })
 }
 
-// comeBack removes and writes objects eight times, in both files by turns.
+// comeBack removes an object's file and writes the object again, eight times. It takes turns with the two files.
 func comeBack(t *testing.T, file, next string) {
 	dir := t.TempDir()
 	path, other := filepath.Join(dir, file), filepath.Join(dir, next)

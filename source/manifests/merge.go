@@ -26,7 +26,7 @@ func (p placed) String() string { return printable(p.file) + ", " + p.where }
 // can't start.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // errs are about files that may have a policy; less are about other files, and come last
+	var errs, less []error // the list less has errors about files that can't have a policy; they come last
 	blocked := false
 	by := map[string][]placed{}
 	var order []string

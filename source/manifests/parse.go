@@ -47,7 +47,7 @@ type entry struct {
 	policy     *networkingv1.NetworkPolicy
 	workload   *policy.Workload
 	unenforced *policy.Unenforced
-	service    *policy.Service // never enforced: weirctl explains connections with it
+	service    *policy.Service // only helps to explain connections: no policy depends on a Service
 
 	damage   damage
 	problems []complaint
