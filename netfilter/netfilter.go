@@ -98,7 +98,7 @@ type Inspection struct {
 	// Ruleset has the chains of the compiled ruleset. Its sets contain only entries that are in the kernel and that
 	// rules could look up for the packets.
 	Ruleset ruleset.Ruleset
-	// Wrong has a sentence for each difference between the kernel's rules and sets and the ruleset.
+	// Wrong has a sentence for each part of the kernel's rules and sets that differs from the ruleset.
 	Wrong []string
 	// Unread says why the kernel's rules could not be compared with the ruleset.
 	Unread string

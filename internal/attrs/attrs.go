@@ -43,7 +43,7 @@ func AppendText(to []byte, kind uint16, text string) []byte {
 	return pad(append(append(header(to, kind, len(text)+1), text...), 0), len(text)+1)
 }
 
-// Nest appends an attribute that contains the attributes which the function within appends.
+// Nest appends an attribute that contains other attributes. The function within must append these.
 func Nest(to []byte, kind uint16, within func(to []byte) []byte) []byte {
 	start := len(to)
 	to = within(header(to, kind|unix.NLA_F_NESTED, 0))

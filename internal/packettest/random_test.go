@@ -146,8 +146,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes leaves out the packets that Send can't send. Send needs a host at each of the packet's two addresses, and for
-// TCP and UDP a server on the port.
+// probes returns the packets without those that Send can't send. Send needs a host at each of the packet's two
+// addresses, and for TCP and UDP a server on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {

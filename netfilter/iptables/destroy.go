@@ -12,8 +12,8 @@ import (
 // destroys the remaining sets. If more sets or entries remain than mostLeft allows, the Apply goes on.
 const destroySlice = 20 * time.Millisecond
 
-// mostLeft limits the unneeded sets that an Apply leaves, and the entries in them. The kernel limits the number of
-// sets.
+// mostLeft limits the unneeded sets that an Apply leaves, and the entries in them. There is a limit, because the
+// kernel limits the number of sets.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
 // destroy destroys unneeded sets, and returns the sets that it leaves for a later Apply. On some kernels, destroying

@@ -222,8 +222,8 @@ func refusal(f conf.Family) string {
 	return "-j REJECT --reject-with icmp-port-unreachable"
 }
 
-// TestLegacyForwardWithoutPrograms: if the programs of iptables-legacy are missing, the problem says how a person can
-// accept pods' packets. When the person has done so, there is no problem any more.
+// TestLegacyForwardWithoutPrograms: if the programs of iptables-legacy are missing, a note says with which commands
+// an administrator can make the chain accept pods' packets. After these commands, the note is gone.
 func TestLegacyForwardWithoutPrograms(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -30,8 +30,8 @@ func routedPods(first, last int) (s policy.State) {
 	return s
 }
 
-// TestManyRoutedPods: a node can have more pods behind ptp than the kernel accepts links in one set. Apply succeeds
-// even if many of these pods come or go at once.
+// TestManyRoutedPods: a node can have many pods behind the plugin ptp, although one set in the kernel has too little
+// room for the links of all these pods. Apply succeeds even if many of these pods come or go at once.
 func TestManyRoutedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -315,8 +315,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers removes other programs' chains from t, a table nat: kube-proxy makes several chains there for each
-// Service. forgetOthers keeps the built-in chains, and each chain that contains a rule of weir.
+// forgetOthers removes other programs' chains from t, which must be a table nat, because kube-proxy makes several
+// chains there for each Service. forgetOthers keeps the built-in chains, and each chain that contains a rule of weir.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !conf.OwnChain(chain) && !slices.Contains(builtin["nat"], chain) &&

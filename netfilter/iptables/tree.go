@@ -31,8 +31,8 @@ func (d dispatch) clears() string {
 // chain that jumps to the dispatch chain and then clears the mark; and the chains of the tree.
 //
 // Number 1 is the number of the pods that no policy isolates. Its rule comes first. The order of the numbers has no
-// effect, because a packet has only one number. With three classes, the rules that follow the rule of clears are
-// equivalent to:
+// effect, because a packet has only one number. With three classes, the rules that follow the one from the method
+// clears are equivalent to:
 //
 //	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN

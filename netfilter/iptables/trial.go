@@ -90,9 +90,9 @@ func makeTrialChain(table string, lines []string) string {
 	return b.String()
 }
 
-// tryCommands returns commands that make a chain of the lines, and delete it again. No packet enters the chain. The
-// commands are two transactions: in a single transaction, iptables-legacy would delete the rules before it passes them
-// to the kernel.
+// tryCommands returns commands that make a chain with the lines as its rules, and delete the chain again. No packet
+// enters the chain. The commands are two transactions: in a single transaction, iptables-legacy would delete the
+// rules before it passes them to the kernel.
 func tryCommands(table string, lines []string) string {
 	return makeTrialChain(table, lines) + "COMMIT\n" + makeTrialChain(table, nil) + "-X " + conf.TrialChain + "\nCOMMIT\n"
 }

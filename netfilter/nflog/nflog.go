@@ -132,7 +132,7 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 }
 
 // acknowledged waits for the kernel's answer to the configuration. The packets that come before the answer count as
-// lost. The function Execute of mdlayher/netlink can't skip such packets.
+// lost. The method reads the answer itself, because the function Execute of mdlayher/netlink can't skip such packets.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err

@@ -91,7 +91,8 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return d.applyTo(ctx, want, verify, conf.Families[:], all)
 }
 
-// applyTo changes only the tables of the given families. all is the result of the earlier transactions.
+// applyTo changes only the tables of the given families. The parameter all is the result of transactions that the
+// caller has already made. applyTo adds its own result.
 func (d *Driver) applyTo(
 	ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify, families []conf.Family, all netfilter.Result,
 ) (netfilter.Result, error) {

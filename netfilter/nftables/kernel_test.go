@@ -104,10 +104,10 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return yes
 }
 
-// allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of m.
-// At first, its look-ups find the elements of m. Then they find the elements of the model later. The parameter after is
-// the number of look-ups before this change. Sets of networks change at another look-up: there the number is networks.
-// The result lookups is the number of look-ups that the packet has made.
+// allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of
+// m. Its first look-ups find the elements of m, and all further look-ups find the elements of the model later. The
+// parameter after is the number of these first look-ups. For look-ups in sets of networks, the parameter networks
+// takes its place. The result lookups is the number of look-ups that the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after, networks int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)

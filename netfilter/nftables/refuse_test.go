@@ -220,8 +220,8 @@ func testLacking(t *testing.T, words, note string) {
 	}
 }
 
-// TestNoRuleCountsAsRefusedAfterAFlush: another program flushes the ruleset, and the driver doesn't know it yet. Then
-// Apply doesn't conclude that the kernel refuses new rules: it makes the table anew.
+// TestNoRuleCountsAsRefusedAfterAFlush: if another program has flushed the ruleset, and the driver doesn't know it
+// yet, Apply makes the table anew. It doesn't conclude that the kernel refuses the new rules.
 func TestNoRuleCountsAsRefusedAfterAFlush(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -242,8 +242,8 @@ func TestNoRuleCountsAsRefusedAfterAFlush(t *testing.T) {
 	}
 }
 
-// TestRefusalsForOtherReasons: the kernel refuses rules only because their table is gone. Then Apply doesn't conclude
-// that the kernel can't log: it makes the table anew, with rules that log packets.
+// TestRefusalsForOtherReasons: if the kernel refuses rules only because their table is gone, Apply makes the table
+// anew, with rules that log packets. It doesn't conclude that the kernel can't log.
 func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

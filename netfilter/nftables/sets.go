@@ -228,7 +228,7 @@ func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 }
 
 // uses returns two kinds of sets. used has the sets of ports and of pairs that the rules look up. lists has the sets
-// that the lowering makes of the rules' lists of ports.
+// that the lowering makes from the rules' lists of ports.
 func uses(r ruleset.Ruleset) (used map[key]bool, lists map[key]set) {
 	used, lists = map[key]bool{}, map[key]set{}
 	for _, c := range r.Chains {

@@ -23,8 +23,8 @@ type Refusal struct {
 	Err   error
 }
 
-// RefusedError says which requests of a batch the kernel refuses. The kernel has then
-// carried out no request of the batch.
+// RefusedError says which requests of a batch the kernel refuses. After this error, the kernel has carried out no
+// request of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
 func (e *RefusedError) Error() string {

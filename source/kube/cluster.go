@@ -225,8 +225,9 @@ func (c *cluster) removeNamespace(name policy.Name) {
 	c.checkDeparture(name.Name)
 }
 
-// checkDeparture ends the departure of the namespace if the namespace and its pods are gone. If pods are left, and it
-// is unknown which policies were deleted, checkDeparture reports a problem.
+// checkDeparture is for a namespace that is being deleted. If the namespace and its pods are gone, checkDeparture
+// drops the namespace's kept policies. If pods are left, and it is unknown which policies were deleted, it reports a
+// problem.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
 	c.reportPolicies(nil, c.departing.end(name, inhabited))

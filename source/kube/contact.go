@@ -59,9 +59,9 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// postpones returns how long the API server may answer with this status before Contact returns it as an error. After
-// 410 and 429, the client begins the watch again by itself. But if etcd doesn't answer, the API server answers with 429
-// all the time.
+// postpones returns how long the API server may answer with this HTTP status before Contact returns the status as an
+// error. After 410 and 429, the client begins the watch again by itself. But if etcd doesn't answer, the API server
+// answers with 429 all the time.
 func postpones(status int) time.Duration {
 	if status == http.StatusGone || status == http.StatusTooManyRequests {
 		return patience
