@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   - The question takes at most a second.
-//   - The mode is empty if it is unknown: kube-proxy doesn't answer, or only in part.
+//   - The mode is empty if kube-proxy doesn't answer, or if its answer isn't complete.
 package kubeproxy
 
 import (

@@ -154,7 +154,7 @@ func Remove() error {
 	t := table()
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err == nil && !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.Name }) {
-		return nil // so an agent that starts without a table sends the kernel no change
+		return nil // an agent that starts without a table must not change nf_tables
 	}
 	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -67,7 +67,7 @@ func TestLacks(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	for _, tc := range []struct {
 		name, script string
-		want         []string // parts of the wanted results, in order
+		want         []string // a part of each text that lacksIn must return, in order
 	}{
 		{"nothing", `exec %s "$@"`, nil},
 		{"silent sets", `sed "/-m set/d" | %s "$@"`, []string{

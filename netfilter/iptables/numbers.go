@@ -157,7 +157,7 @@ func (a *assignment) keep() {
 		return
 	}
 	members := a.membersByNumber()
-	// The numbers of classes that still exist come first.
+	// The numbers of classes that still exist come first, so that these classes keep their numbers.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
 			return 0

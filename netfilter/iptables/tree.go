@@ -131,7 +131,7 @@ func (t *tree) logs() string {
 func (t *tree) leaf(number int) string {
 	mark := "-m mark --mark " + markText(t.bit|uint32(number), allBits)
 	r := ruleset.Rule{Comment: t.rules[t.leaves[number]].Comment, Action: ruleset.GoTo, To: t.leaves[number]}
-	if r.To == returns { // the kernel takes time to skip a comment, and nearly every packet matches this rule
+	if r.To == returns { // nearly every packet comes here, and a comment takes the kernel time
 		r = ruleset.Rule{Action: ruleset.Return}
 	}
 	if t.former[number] {

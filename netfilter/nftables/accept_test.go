@@ -28,8 +28,8 @@ const (
 	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + netfilter.AcceptComment + `" -j ACCEPT`
 )
 
-// TestForwardAcceptsPods: weir's rules in iptables-nft's chain FORWARD are before the rules that refuse everything, or
-// else at the end. If the chain is missing, weir doesn't make it.
+// TestForwardAcceptsPods: in iptables-nft's chain FORWARD, weir's rules are before the rules that refuse everything.
+// If there are no such rules, weir's rules are at the end. If the chain is missing, weir doesn't make it.
 func TestForwardAcceptsPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of the kernel's sets rules
-// find for the packets. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset. It also returns the elements of the kernel's sets
+// that match the packets. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
 func (d *Driver) Inspect(

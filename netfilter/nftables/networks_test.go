@@ -102,7 +102,7 @@ func flood(from, to string, stop chan struct{}) error {
 		case <-stop:
 			return nil
 		default:
-			_, _ = p.WriteToUDP([]byte("x"), remote) // for example, the socket may have no room
+			_, _ = p.WriteToUDP([]byte("x"), remote) // errors are ignored: for example, the socket may have no room
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 type others struct {
 	reader *nftnl.Reader
 	table  nftnl.Table
-	chains map[string][]nftnl.Listed // chains that have been read
+	chains map[string][]nftnl.Listed // the rules of the chains that have been read
 }
 
 func (o *others) rules(chain string) ([]nftnl.Listed, error) {

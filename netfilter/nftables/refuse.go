@@ -57,8 +57,8 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 
 // lacks says which expressions the kernel refuses. It has only expressions that weir's rules can do without.
 type lacks struct {
-	ports bool // the match of bridge ports (xt_physdev)
-	logs  bool // the copy to a log group (nfnetlink_log)
+	ports bool // true if the kernel refuses the match of bridge ports (xt_physdev)
+	logs  bool // true if the kernel refuses to copy packets to a log group (nfnetlink_log)
 }
 
 // without is called when the kernel has refused rules. If the kernel lacks an expression that weir's rules can do

@@ -270,7 +270,7 @@ func (s *statement) ports(r rule) {
 	if len(r.Ports) == 0 {
 		return
 	}
-	p := r.Ports[0] // the lowering leaves at most one range
+	p := r.Ports[0] // the lowering has left at most one range of ports
 	s.say("%s dport %s", r.Proto, p)
 	s.e = loadPort(s.e, 0)
 	if first := binary.BigEndian.AppendUint16(nil, p.First); p.First == p.Last {

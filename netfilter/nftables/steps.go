@@ -185,7 +185,7 @@ func (c *change) states() (states []*table) {
 	alone := len(c.steps) <= 1 && !c.sets || !c.any[movesPods] && (!c.any[allowsLess] || !c.any[allowsMore])
 	alone = alone && (!c.rules || len(c.steps) == 0)
 	slices.Sort(c.moving)
-	first := 1 // the pods of the first map need no temporary chains
+	first := 1 // the pods of the first map need no temporary chains: they move in a transaction of their own
 	if c.rules {
 		first = 0 // if rules also change, the pods of all maps need temporary chains
 	}

@@ -56,7 +56,7 @@ func (s set) print(b *strings.Builder, f conf.Family) {
 
 func (s set) typeText(f conf.Family) string {
 	word := "type "
-	if s.Layout == nftnl.InnerPair { // nft has no type for a part of a header
+	if s.Layout == nftnl.InnerPair { // nft has no name for the type of a part of a header
 		word = "typeof "
 	}
 	elements, _, _ := strings.Cut(s.Layout.In(f), ", ") // print adds the flags

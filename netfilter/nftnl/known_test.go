@@ -11,7 +11,7 @@ func TestKnownChanges(t *testing.T) {
 		before, after uint32
 		changes       int
 		heard         []uint32 // generations that change weir's tables, as Watch reports them
-		unknown       int      // how many of heard must count as changes by other programs
+		unknown       int      // how many of these generations must count as changes by other programs
 	}{
 		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
 		{"heard of twice", 10, 12, 2, []uint32{11, 11, 12, 12, 11}, 0},

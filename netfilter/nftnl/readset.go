@@ -104,7 +104,7 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
 			return c
 		}
-		if a.last { // the end of a network precedes the beginning of the next network
+		if a.last { // at the same address, one network ends before the next one begins
 			return -1
 		}
 		return 1
@@ -113,7 +113,7 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 	for i := 0; i < len(ends); i++ {
 		first := ends[i]
 		if first.last {
-			if !first.Prefix.Addr().IsUnspecified() { // nft marks the space before the first network, which is no error
+			if !first.Prefix.Addr().IsUnspecified() { // nft marks the space before the first network in this way
 				ok = false
 			}
 			continue

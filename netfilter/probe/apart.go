@@ -56,8 +56,8 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 			return
 		}
 		defer func() { _ = own.Close() }()
-		// netns.New would make the namespace and then open it. If the opening failed, the thread would stay in the new
-		// namespace.
+		// This code doesn't call netns.New, because that function makes the namespace and then opens it. If it
+		// couldn't open the namespace, the thread would stay there.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)

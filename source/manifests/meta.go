@@ -161,7 +161,8 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores all other fields. Field names are case-sensitive.
+// decode reads the JSON text raw into a value. It ignores fields that the value's type doesn't have. Field names are
+// case-sensitive. If raw is nil, decode does nothing.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
