@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   - The question takes at most a second.
-//   - The mode is empty if kube-proxy doesn't answer, or if its answer isn't complete.
+//   - The mode is empty if kube-proxy doesn't answer, answers with an error, or breaks its answer off.
 package kubeproxy
 
 import (

@@ -232,7 +232,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 			continue
 		}
 		present, err := h.entriesOf(s, addrs)
-		if !errors.Is(err, ErrNotExist) { // ErrNotExist means that the set was deleted after Headers
+		if !errors.Is(err, ErrNotExist) { // ErrNotExist means that the set was deleted after the call of Headers
 			errs = append(errs, err)
 		}
 		for _, e := range present {

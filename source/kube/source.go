@@ -36,7 +36,8 @@ import (
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger
-	// Node is the name of the agent's node. Announce makes its events there, and each event on a pod names the node.
+	// Node is the name of the agent's node. Announce makes its events on this Node, and each event on a pod names the
+	// node.
 	Node string
 
 	unenforced atomic.Pointer[[]policy.Unenforced]

@@ -105,7 +105,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 				change.Names = append(change.Names, name)
 			}
 			if !f.gone.IsZero() && now.Sub(f.gone) >= graceTime {
-				change.Lost = true // the file's objects may be in another file now, although its event still waits
+				change.Lost = true // the file's objects may be in another file now, whose event isn't handled yet
 			}
 		}
 	}
