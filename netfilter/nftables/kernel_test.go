@@ -72,8 +72,8 @@ func (t *table) and(partial *table) *table {
 
 // beforeNetworks returns the model of a moment during a transaction. m is the model before the transaction, and the
 // parameter after is the model at its end. At this moment the new rules are in force, all old sets have their old
-// elements, and new sets of networks are empty. The caller passes the model at the end also to allowsWhile, as its
-// parameter later, so that later look-ups find the new elements.
+// elements, and new sets of networks are empty. The caller also passes the model at the end to allowsWhile (as the
+// parameter later), so that look-ups find the new elements from some moment on.
 func (m *model) beforeNetworks(after *model) *model {
 	now := &model{of: after.of, rules: after.rules}
 	for f := range now.sets {

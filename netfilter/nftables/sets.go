@@ -96,7 +96,7 @@ func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	case layout == nftnl.Network && nested(now):
 		n.to = outermost(now)
 		return n
-	case layout == nftnl.Network && s.from.Len() != s.to.Len(): // s.to lacks networks of s.from
+	case layout == nftnl.Network && s.from.Len() != s.to.Len(): // s.to lacks nested networks, which may be needed now
 		s = loweredSet{}
 	}
 	shared := s.from.Same(s.to)
