@@ -54,8 +54,9 @@ type agent struct {
 	explainer explainer
 	drops     dropLog
 	flows     *flowLog
-	// turn is locked while the loop reads or changes the kernel. It is also locked during the trial of a backend that the
-	// loop may use or remove (see turnOf), so the loop never sees the trial's sets and rules.
+	// turn is locked while the loop reads or changes the kernel. It is also locked during a trial (a test whether the
+	// node supports a backend) if the loop may use that backend, or may remove its rules (see turnOf). So the loop
+	// never sees the trial's sets and rules.
 	turn sync.Mutex
 
 	// Only the loop's goroutine may use the other fields.

@@ -26,9 +26,9 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only is a filter for lines with the reason ByAudit. It removes a line about packets that the audited policies would
-// not drop, because the rules of audited policies log such packets too. It also removes a line that the agent can't
-// evaluate, and counts the line's packets as unevaluated.
+// only is a filter for lines (drops.Line). The rules of audited policies also log packets that these policies would
+// not drop. The filter removes a line with the reason ByAudit if it is about such packets. It also removes a line with
+// this reason that the agent can't evaluate, and counts the line's packets as unevaluated. All other lines stay.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -83,8 +83,8 @@ func addressesOf(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// evaluateAudited returns the audited policies that would drop the line's packet, and the pods at the packet's ends. ok
-// is false if they would not drop it.
+// evaluateAudited returns the audited policies that would drop the line's packet, and the pods at the packet's ends.
+// ok is false if no audited policy would drop the packet.
 func evaluateAudited(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),

@@ -79,7 +79,7 @@ func flowOf(p ruleset.Packet) nflog.Flow {
 }
 
 // TestAuditSumsAreBounded: if some namespaces have very many kinds of connections, another namespace's few kinds are
-// all kept. A report forgets no kind to which connections are added while the report is made.
+// all kept. If a connection is added to a kind while a report is made, the report doesn't forget the kind.
 func TestAuditSumsAreBounded(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)
@@ -185,8 +185,8 @@ func TestAuditSumsBoundLabels(t *testing.T) {
 	}
 }
 
-// TestAuditWithoutAPod: the agent doesn't evaluate a line with the address of an ended pod. It does evaluate a line
-// with the address of a node, or of a host outside of the pods' networks.
+// TestAuditWithoutAPod: if a packet has the address of an ended pod, the agent doesn't evaluate the packet (lacksPod).
+// The agent evaluates a packet with the address of a node, or of a host outside of the pods' networks.
 func TestAuditWithoutAPod(t *testing.T) {
 	at := netip.MustParseAddr
 	s := &snapshot{nodes: []policy.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}}}

@@ -163,9 +163,9 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. The
-// function still reports whether the policies would still drop a kind. report forgets the other kinds, except
-// kinds to which a connection was added meanwhile.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. report
+// calls the function still for each kind. If that function returns false, the policies would no longer drop the kind.
+// report then forgets the kind, unless a connection was added to it meanwhile.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

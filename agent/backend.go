@@ -27,8 +27,8 @@ type Backend interface {
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. The next Apply then reads the state.
 	Unread() bool
-	// HasPods reports whether the family's set of all pods may have addresses. Addresses that Apply removes count until
-	// the next Read. So that they count, the loop must call HasPods before each Apply.
+	// HasPods reports whether the family's set of all pods may have addresses. Addresses that Apply removes still
+	// count until the next Read, but only if the loop has called HasPods before that Apply.
 	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.
@@ -37,10 +37,10 @@ type Backend interface {
 	// have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel's state equal to the ruleset. Meanwhile, a packet that both the old and the new ruleset
-	// deny doesn't pass. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
-	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part may be
-	// applied, and the next Apply does the rest.
+	// Apply makes the kernel's state equal to the ruleset. Meanwhile, all packets that both the old and the new
+	// ruleset deny stay denied. After a *netfilter.UnknownError, only tables that can't be read may differ from the
+	// ruleset. After a *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a
+	// part may be applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	// PutFirst puts weir's jumps before the rules of other programs, and changes nothing else. The agent calls it when
 	// the kernel's state can't be read.

@@ -352,8 +352,9 @@ func TestStraysOfIPv6KeepItsRules(t *testing.T) {
 	}
 }
 
-// TestBegin: if the plugin reads the name of the agent's backend, begin keeps the name. If the plugin reads another
-// name, or no backend works, begin removes the name. Without a name, the plugin denies new pods in both backends.
+// TestBegin: a file tells the plugin the name of the agent's backend. If the file has the right name, begin leaves the
+// name there. If the file has another name, or no backend works, begin removes the name. Without a name, the plugin
+// denies new pods in both backends.
 func TestBegin(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -100,7 +100,9 @@ func BenchmarkPodEvent(b *testing.B) {
 			objects, endpoints := large(policies)
 			a := newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, driver, links)
 			a.records.endpoints, a.records.complete = endpoints, true
-			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
+			// With walking true, the agent begins no search for connections to cut. The search would run on a thread
+			// outside of the namespace.
+			a.cutting.walking = true
 			a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
 			a.reconcile(b.Context(), netfilter.All)
 			a.records.endpoints, a.records.copied = endpoints, nil

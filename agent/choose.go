@@ -22,7 +22,8 @@ import (
 type chooser struct {
 	Options
 	seen choice.Seen
-	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
+	// appeared is the result of the last call of choice.Appeared: the backend to which kube-proxy has moved last. It
+	// is empty if this backend is unknown.
 	appeared conf.Backend
 	trials   map[conf.Backend]trial
 	// turn returns the lock that a trial of the backend needs; nil if the trial needs no lock.
@@ -94,8 +95,9 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // may hang.
 const tryWithin = 10 * time.Second
 
-// try returns the features that the backend needs and the node lacks. If worked is true and the trial takes too long,
-// try returns nil: the backend may still work, and only wait for another program that has the lock of xtables.
+// try returns the features that the backend needs and the node lacks. worked is true if the backend is in use, and the
+// kernel has no fault. If worked is true and the trial takes too long, try returns nil: the trial may only be waiting
+// for another program that has the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if turn := c.turn(b); turn != nil {
 		turn.Lock()
@@ -168,7 +170,7 @@ func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chos
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // an error is about broken records, which List leaves out
+	records, _ := endpoint.List() // with an error, List still returns the records that can be read
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}
@@ -176,7 +178,7 @@ func stands(ctx context.Context, b Backend) bool {
 	return yes && err == nil
 }
 
-// looks is how many times the chooser looks at the node, at least, within the time SettleChoice.
+// looks is the least number of times that the chooser looks at the node within the time SettleChoice.
 const looks = 4
 
 // watchChoice chooses again and again. It tells the loop when another backend has been the choice for SettleChoice.
@@ -189,7 +191,9 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when the backend in the variable last became the choice; zero while the loop knows the choice
+	// last is a backend that has become the choice, and since is when that happened. since is zero while the loop
+	// knows the choice.
+	var since time.Time
 	var last conf.Backend
 	failed := fmt.Sprint(nil) // the text of the last error, so an error that lasts is logged once
 	for {

@@ -51,9 +51,9 @@ type cutting struct {
 }
 
 // A walk's period is twice the walk's duration, and at least shortestPeriod. The periods follow one another, so in the
-// long run walks take at most half of the time. A few changes in a row needn't wait: the next walk may begin at the
-// beginning of the last walk's period, or, if this is earlier, earlyPeriods times shortestPeriod before that period
-// ends.
+// long run walks take at most half of the time. But a few changes in a row needn't wait. The next walk may begin at
+// the earlier of two times: the beginning of the last walk's period, and the time earlyPeriods times shortestPeriod
+// before the end of that period.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	earlyPeriods   = 4
@@ -63,7 +63,8 @@ const (
 const restoresPerPeriod = 10
 
 // If a walk is due only because pods have ended, it begins no earlier than lazyPeriods times shortestPeriod after the
-// beginning of the last walk. In a large cluster pods end all the time, and no packets come from their addresses.
+// beginning of the last walk. Such a walk can wait, because no packets come from the addresses of ended pods. In a
+// large cluster, pods end all the time.
 const lazyPeriods = 4
 
 type walkResult struct {
@@ -93,9 +94,9 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// afterApply makes a walk due if the applied change may concern a connection. A change that only allows more packets
-// concerns a connection only while connections are cut or a walk runs. If it is enough to restore known connections,
-// only the restoring becomes due. gone is true if the change closes only addresses of ended pods.
+// afterApply makes a walk due if connections may have to be cut or restored after the applied change. After a change
+// that only allows more packets, that is so only while connections are cut or a walk runs. If it is enough to restore
+// known connections, only the restoring becomes due. gone is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
@@ -134,7 +135,7 @@ func (a *agent) walk() {
 		if wait = next.Sub(began); wait <= 0 {
 			c.due, c.lazy, c.restore, c.walking, c.last = false, false, false, true, began
 			go func() {
-				held := conntrack.Held() // before the walk, because packets may go on while the walk reads the table
+				held := conntrack.Held() // asked before the walk, because held packets may go on during the walk
 				walk, err := walkConnections(by, &a.snapshots.target)
 				c.results <- walkResult{walk, false, held, began, time.Since(began), err}
 			}()
@@ -230,8 +231,9 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections cuts and restores connections by the rules of the snapshot by. If the rules of a newer target
-// disagree about a connection, walkConnections leaves this connection to the next walk.
+// walkConnections cuts and restores connections. The snapshot by has the rules that decide which connections are
+// allowed. If the rules of the newest target give another verdict on a connection, walkConnections leaves the
+// connection to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, newest, err := evaluators(by, target)
 	if err != nil {

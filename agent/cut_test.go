@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound: the agent starts a walk only after a change that may cut or
-// restore a connection.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound: the agent starts a walk through all connections only after a
+// change because of which a connection may have to be cut or restored.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -66,7 +66,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 		s.hear(netfilter.Trust)
 	}
 	s.attach("web", "10.88.0.2")
-	// This rule makes the kernel keep room for labels in the entries of new connections.
+	// The agent marks cut connections with a label. This rule makes the kernel keep room for labels in the entries of
+	// new connections.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	connect("10.88.1.5")
 	s.hear(netfilter.All)
@@ -100,8 +101,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken: if the rules change during a walk, the walk leaves alone the connections on which old and new
-// rules disagree.
+// TestAWalkIsOvertaken: if the rules change during a walk through all connections, the walk leaves alone the
+// connections on which the old and the new rules disagree.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -147,8 +148,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 }
 
-// TestChangesShareAWalk: all changes during a walk, or during the pause after it, make only one more walk due. A few
-// walks may follow one another without a pause.
+// TestChangesShareAWalk: all changes during a walk through all connections, or during the pause after it, make only
+// one more walk due. A few walks may follow one another without a pause.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -212,8 +213,9 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
-// TestHeldPackets: while another program holds packets (NFQUEUE), a walk may miss their connections. So more walks
-// follow: one soon, and one at each resync, until a walk begins while no packet is held.
+// TestHeldPackets: while another program holds packets (NFQUEUE), a walk through all connections may miss the
+// connections of these packets. So more walks follow: one soon, and one at each resync, until a walk begins while no
+// packet is held.
 func TestHeldPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -307,8 +309,8 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 	end()
 }
 
-// TestAWalkForPodsThatAreGoneWaits: a walk that is due only because pods have ended begins no earlier than lazyPeriods
-// times shortestPeriod after the beginning of the last walk.
+// TestAWalkForPodsThatAreGoneWaits: if a walk through all connections is due only because pods have ended, it begins
+// no earlier than lazyPeriods times shortestPeriod after the beginning of the last walk.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

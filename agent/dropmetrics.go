@@ -13,7 +13,7 @@ import (
 )
 
 // maxDropSeries is how many series a metric of drops can have. Drops of further namespaces and policies share series
-// with the label values dropsElsewhere.
+// whose labels have the value dropsElsewhere.
 const maxDropSeries = 500
 
 const dropsElsewhere = "(other)"

@@ -28,8 +28,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops turns each line into a drop, which has the names of pods and policies. It passes the drops on to metrics,
-// clients, events and the file. It ends when a.drops.lines is closed.
+// reportDrops turns each line (drops.Line: packets that are counted together) into a drop, which has the names of pods
+// and policies. It passes the drops on to metrics, clients, events and the file. It ends when a.drops.lines is closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var audits auditEvaluator
@@ -116,7 +116,7 @@ type dropView struct {
 	lately      map[netip.Addr]latePod
 }
 
-// latePod is the name of a pod from the last reported line about its address, and the time of that report.
+// latePod has the pod's name from the last reported line about an address, and the time of that report.
 type latePod struct {
 	name string
 	at   time.Time

@@ -15,7 +15,8 @@ import (
 const (
 	// dropsPause is the time between two reads of dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
-	// dropsWait is the longest wait for packets while lines about earlier packets aren't reported yet.
+	// dropsWait is how long the agent waits for further packets, at most, while it has not yet reported all lines
+	// about earlier packets.
 	dropsWait  = 250 * time.Millisecond
 	dropsIdle  = time.Minute
 	dropsRetry = 5 * time.Second

@@ -23,7 +23,8 @@ import (
 
 var errLogGone = errors.New("the log is gone")
 
-// brokenLog has two packets to hand out, has lost three, and then fails.
+// brokenLog is a log with a fault: Read passes on two packets, says that three packets were lost, and returns an
+// error.
 type brokenLog struct{}
 
 func (brokenLog) Close() error { return nil }

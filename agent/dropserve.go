@@ -38,7 +38,8 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	w.Header().Set("Content-Type", "application/json")
 	out := dropWriter{json: json.NewEncoder(w), conn: http.NewResponseController(w), query: q}
 	if q.Follow {
-		if err := out.write(nil); err != nil { // after this empty value, the client misses no drop
+		// The client is subscribed now. The empty value tells the client so.
+		if err := out.write(nil); err != nil {
 			return
 		}
 	}

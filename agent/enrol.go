@@ -89,8 +89,8 @@ func (a *agent) takeEnrolment(e *enrolment) {
 	}
 }
 
-// chainsToVerify says how much of the kernel to read before a pod is enrolled. Reading the tables is slow, so it is
-// done only if another program may have changed them.
+// chainsToVerify says how much of the kernel to read before a pod is enrolled. Reading the tables is slow, so the
+// agent reads them only if another program may have changed them.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust
@@ -104,7 +104,8 @@ func (a *agent) answer(err error) time.Duration {
 		func(id string) endpoint.Pod { return a.records.endpoints[id].Pod })
 }
 
-// answerFor returns the present answer. final is false if the answer may still change.
+// answerFor returns the answer that the plugin would get now about the endpoint with this ID. err says why no pod can
+// be enrolled now, or is nil. final is false if the answer may still change.
 func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	ep, ok := a.records.endpoints[id]
 	switch {

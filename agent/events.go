@@ -38,13 +38,13 @@ type (
 	// changed.
 	backendChosen struct{ choice.Choice }
 	straysEvicted struct{}
-	// namesWanted asks for the names of pods. The channel must have room for the answer.
+	// namesWanted asks for the names of pods. The channel must have room for the answer, so that the loop never waits.
 	namesWanted struct {
 		addresses []netip.Addr
 		answer    chan<- map[netip.Addr]string
 	}
 	// stateWanted asks for the pods, namespaces and policies that decide on packets between these addresses. The
-	// channel must have room for the answer.
+	// channel must have room for the answer, so that the loop never waits.
 	stateWanted struct {
 		addresses []netip.Addr
 		answer    chan<- policy.State

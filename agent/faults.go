@@ -73,7 +73,8 @@ func newFaults(log *slog.Logger) faults {
 	return faults{log: log, now: map[part]error{}, logged: map[part]string{}, nothingKnown: true}
 }
 
-// firstMeanings are the meanings of faults before the first usable state.
+// firstMeanings has the log texts of two faults until the source has given a usable state. Afterwards, these faults
+// have their texts in parts, as all other faults do.
 var firstMeanings = map[part]string{
 	partSource: "the source has errors and has given no good state yet; no pod is enrolled",
 	partAPI:    "a watch of the API server fails, and the state of the cluster is not known yet; no pod is enrolled",

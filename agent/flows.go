@@ -27,7 +27,7 @@ const (
 // flowLog records allowed connections while a recording is ordered. Otherwise the kernel has no rules that log
 // flows. Any goroutine may use it.
 type flowLog struct {
-	wake chan struct{} // a message means that an order has come; one message fits
+	wake chan struct{} // a message means that an order has come; has room for one
 
 	mu           sync.Mutex
 	table        *flowTable
@@ -170,7 +170,8 @@ type recording struct {
 	view    dropView
 	links   []string
 	checked time.Time
-	beyond  uint64 // the number of packets that the kernel had not logged by the last check, because of a limit
+	// beyond is how many packets the kernel had not logged by the last check, because the rules limit the logging.
+	beyond uint64
 }
 
 func (r *recording) count(p *nflog.Packet) {

@@ -95,8 +95,8 @@ func TestFlowTableBoundsLabels(t *testing.T) {
 	}
 }
 
-// TestFlowsOfAFailedRecording: an order keeps the flows of a recording that has failed and will be tried again. An
-// order begins with an empty table only after a recording has ended.
+// TestFlowsOfAFailedRecording: if a recording has failed and will be tried again, a new order to record keeps its
+// flows. If a recording has ended, a new order begins with an empty table.
 func TestFlowsOfAFailedRecording(t *testing.T) {
 	l := newFlowLog()
 	l.order(time.Hour)

@@ -20,7 +20,8 @@ type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
 	// because the engine keeps the map and compares it with the next map.
 	refused ruleset.Refused
-	// debt is the least that the next reconcile must read. Usually it is All after a failure, and otherwise Trust.
+	// debt is how much of the kernel the next reconcile must read at least. Usually it is All after a failure, and
+	// otherwise Trust.
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once that resync has read
@@ -112,8 +113,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A running walk leaves a connection alone if the newest target has another verdict on it (walkConnections). The
-		// kernel has refused this target, so another walk is due.
+		// A running walk through the connections leaves a connection alone if the newest target gives another verdict
+		// on the connection (walkConnections). The kernel has refused this target, so another walk is due.
 		a.cutting.makeDue(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
@@ -155,8 +156,9 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied records what was applied. It counts a repair only if there was no fault and the parameter well is true:
-// otherwise the change may be the agent's own.
+// takeApplied records what was applied. It counts a change as a repair of another program's change only if the kernel
+// had no fault before this round, and the round has had no error so far (the parameter well). Otherwise the change may
+// be the agent's own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -210,8 +212,8 @@ func (r *round) cleanOther(ctx context.Context) {
 	}
 }
 
-// keepClosed replaces reconcile while there is no usable state. In each family, complete rules of an earlier agent
-// stay. Otherwise the pods are closed in that family.
+// keepClosed does the work of a reconcile while there is no usable state. In a family with complete rules of an
+// earlier agent, these rules stay. In any other family, the pods are closed.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

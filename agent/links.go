@@ -30,7 +30,8 @@ func (a *agent) bringUpLinks() {
 			a.links.done[id], a.enrolments.done[id] = true, true
 			continue
 		}
-		// A running pod may have an address from before a change of the Node's podCIDRs. Its link stays up.
+		// A running pod may have an address from before a change of the Node's podCIDRs. The link of such a pod stays
+		// up.
 		if why := a.foreign(e); why != "" {
 			up, err := a.isUp(e)
 			if err != nil {

@@ -26,7 +26,7 @@ func (a *agent) loop(ctx context.Context) error {
 			return nil
 		case e := <-a.events:
 			a.turn.Lock()
-			remaining = a.handleAll(e) // turn is locked, because an enrolment reads sets
+			remaining = a.handleAll(e) // an enrolment reads sets from the kernel, so turn must be locked
 			a.turn.Unlock()
 		case <-a.drift.news:
 			remaining = a.heedDrift()

@@ -175,9 +175,9 @@ func (o Options) kind(name conf.Backend) BackendKind {
 	}}
 }
 
-// begin sets the backend to start with, and the choice. If the plugin doesn't read this backend's name yet, begin makes
-// the plugin deny new pods in both backends. It does so even if no backend works, because a backend may work later.
-// Call begin before the first change of the kernel.
+// begin sets the backend to start with, and the choice. If the file from which the plugin reads the backend's name
+// doesn't have this name, begin makes the plugin deny new pods in both backends. It does so even if no backend works,
+// because a backend may work later. Call begin before the first change of the kernel.
 func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()
@@ -210,9 +210,9 @@ func (a *agent) removeOthers(ctx context.Context) error {
 	return err
 }
 
-// keepBackendName checks that the plugin still reads the name of the backend in use. Another program may have removed
-// the file: then the plugin denies new pods in both backends. So the next rounds remove the sets that the plugin has
-// made in the other backend, and then write the name (removeOthers).
+// keepBackendName checks that the file from which the plugin reads the backend's name still has the name of the
+// backend in use. Another program may have removed the file: then the plugin denies new pods in both backends. So the
+// next rounds remove the sets that the plugin has made in the other backend, and then write the name (removeOthers).
 func (a *agent) keepBackendName() {
 	if a.moving.inUse == "" || a.moving.others > 0 {
 		return

@@ -60,6 +60,6 @@ type BackendKind struct {
 	// Lacks tries the features that the backend needs, and returns the features that the node lacks; nil if the backend
 	// works. An error says that the trial has left a thread in another network namespace. lacks is complete even then.
 	Lacks func(context.Context) (lacks []string, err error)
-	// KubeProxy reports whether kube-proxy has rules of this kind.
+	// KubeProxy reports whether kube-proxy has rules of this kind (iptables or nftables).
 	KubeProxy func() (bool, error)
 }

@@ -29,7 +29,8 @@ type overlayView struct {
 	routes    *overlay.Routes
 	plan      overlay.Plan // the wanted routes and tunnels
 	kernel    overlay.Plan // the plan that was last applied
-	// version numbers the different plans, from 1. applied is the version in the kernel.
+	// version is the number of the present plan: each different plan gets the next number, from 1 on. applied is the
+	// number of the plan in the kernel.
 	version, applied int
 	refused          []ruleset.Problem
 	gate             gate

@@ -7,9 +7,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRepairsBesideARefusedRoute: while the kernel refuses the route to one node, the agent counts repairs of the other
-// parts of the overlay. The refused route is no repair, neither while the kernel refuses it nor when the kernel takes
-// it.
+// TestRepairsBesideARefusedRoute: while the kernel refuses the route to one node, the agent counts repairs of the
+// other parts of the overlay. It never counts the refused route as a repair, not even when the kernel accepts the
+// route later.
 func TestRepairsBesideARefusedRoute(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -55,8 +55,8 @@ func TestKeepLock(t *testing.T) {
 	}
 }
 
-// TestUnseenPlaces: if the agent can't look for its files, it goes on and tries again at the next resync. It keeps its
-// lock and its socket meanwhile.
+// TestUnseenPlaces: if the agent can't find out whether the files of its lock and its socket exist, it goes on, and
+// tries again at the next resync. It keeps its lock and its socket meanwhile.
 func TestUnseenPlaces(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

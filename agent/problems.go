@@ -15,7 +15,7 @@ type problems struct {
 	all              []ruleset.Problem // sorted, with shortened texts
 	compiled, others []ruleset.Problem
 	made             time.Time
-	listed           time.Time // when compiled last changed; others may change more often
+	listed           time.Time // when compiled last changed; made is also set if only others changed
 }
 
 const (
@@ -23,9 +23,8 @@ const (
 	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
-	// While there are many problems, each event of an object with a problem would take time for the problems of all
-	// objects. So for keptFor after a list of the problems, a changed problem of one object causes neither a new list
-	// nor a reconcile.
+	// A list of many problems takes time to make. So while there are many problems, and the last list is younger than
+	// keptFor, a changed problem of one object causes neither a new list nor a reconcile.
 	keptFor = 10 * manyEvery
 )
 

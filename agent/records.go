@@ -77,8 +77,8 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll reads all records. If that fails, it keeps the earlier records. walk is true if a record was broken before:
-// connections may need a walk now.
+// readAll reads all records. If that fails, it keeps the earlier records. walk is true if a record was broken before.
+// Then connections may have to be cut or restored.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := r.lister.List()
 	var broken endpoint.BrokenRecords
@@ -128,7 +128,7 @@ func (r *records) equal(all []endpoint.Endpoint) bool {
 }
 
 // read reads one record. If the record doesn't exist, read forgets it. If the record can't be read, its pod is closed.
-// walk is true if the record was broken before: connections may need a walk now.
+// walk is true if the record was broken before. Then connections may have to be cut or restored.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk, r.copied = r.broken[id] != nil, nil
@@ -241,9 +241,10 @@ func owns(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// kernelRead sets churn after the kernel was read. churn is then true only if an ADD or DEL runs that may still change
-// sets. For example, the agent puts a chained pod's addresses into the sets when it reads the new record, and an ADD
-// that fails takes the addresses out again. Once an attachment is enrolled, its ADD changes no sets any more.
+// kernelRead sets churn (the plugin may have changed sets) after the kernel was read. churn is then true only if an
+// ADD or DEL runs that may still change sets. For example, the agent puts a chained pod's addresses into the sets when
+// it reads the new record, and an ADD that fails takes the addresses out again. Once an attachment is enrolled, its
+// ADD changes no sets any more.
 func (r *records) kernelRead(enrolled map[string]bool) {
 	maps.DeleteFunc(r.making, func(id string, _ bool) bool {
 		busy, err := endpoint.Busy(id)

@@ -76,7 +76,8 @@ func (a *agent) present() *snapshot {
 		began := time.Now()
 		next.compiled = engine.Slice(func() bool { return time.Since(began) > sliceTime })
 	}
-	if !engine.Changed() { // no set is left for the next slice
+	// If the engine has no work left, the ruleset contains all changes up to the source's last delta.
+	if !engine.Changed() {
 		next.delta = a.cluster.delta
 	}
 	next.ruleset = a.merger.Merge(next.compiled, a.kernel.refused)

@@ -16,7 +16,7 @@ type sourceReport struct {
 
 type omission struct{ path, where, why string }
 
-// reportFiles logs each document of a file that is left out, if the document's object isn't known. If the object is
+// reportFiles logs each document that the source leaves out of a file and whose object isn't known. If the object is
 // known, the agent reports a problem of the object instead.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)

@@ -161,7 +161,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue: a walk is due if and only if a connection may have to be cut or restored.
+// TestCuttingIsDue: a walk through all connections is due if and only if a connection may have to be cut or restored.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

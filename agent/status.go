@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// All reports are made from a status. A status never changes, so reports needn't wait for the loop.
+// All answers about the agent's state are made from a status. A status never changes, so these answers needn't wait
+// for the loop.
 type status struct {
 	enforced *snapshot
 	// delta is the number of the last delta (a change of the source's objects) that is enforced. It may be higher than
@@ -95,7 +96,7 @@ func (s *status) report() agentapi.Status {
 	for _, u := range s.unenforced {
 		r.Unenforced = append(r.Unenforced, agentapi.Unenforced(u))
 	}
-	in := map[string]string{} // the names of sets in the kernel, by class set
+	in := map[string]string{} // the name of the kernel's set that has a class's pods, by class set
 	for _, k := range s.sets(s.enforced.ruleset) {
 		r.Sets = append(r.Sets, agentapi.SetStatus{Name: k.Name, Type: k.Type, Entries: k.Entries})
 		for _, class := range k.Classes {

@@ -45,8 +45,8 @@ func (f *failing) KeepClosed(context.Context, ruleset.Ruleset) ([]conf.Family, e
 	return nil, errors.New("no room")
 }
 
-// TestTrialsAndTheLoopTakeTurns: during a lasting fault of the kernel, the backend in use is tried again and again. No
-// trial runs while the loop reads or changes the kernel.
+// TestTrialsAndTheLoopTakeTurns: during a lasting fault of the kernel, the agent tests again and again whether the
+// backend in use works. No such test runs while the loop reads or changes the kernel.
 func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -97,7 +97,7 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	}
 }
 
-// TestAChoiceThatFails: it can't be read whether kube-proxy has rules. The agent keeps its backend, and logs the error
+// TestAChoiceThatFails: if the agent can't read whether kube-proxy has rules, it keeps its backend. It logs the error
 // once, however often it tries.
 func TestAChoiceThatFails(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -137,8 +137,8 @@ func TestAChoiceThatFails(t *testing.T) {
 	}
 }
 
-// TestNobodyWaitsForATrialOfAnotherBackend: kube-proxy uses iptables, which the node lacks. While a trial of iptables
-// hangs, the loop goes on with nftables, and a plugin gets its answer.
+// TestNobodyWaitsForATrialOfAnotherBackend: kube-proxy uses iptables, which the node lacks. While a trial (a test
+// whether the node supports iptables) hangs, the loop goes on with nftables, and a plugin gets its answer.
 func TestNobodyWaitsForATrialOfAnotherBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

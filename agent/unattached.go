@@ -18,8 +18,9 @@ import (
 // restarted them.
 const unattachedAfter = time.Minute
 
-// unattached finds pods of this node that weir has not attached, so that no policy is enforced on them. The runtime may
-// have used another network's configuration, or the pods may be older than weir.
+// unattached finds pods of this node that have addresses but no record. Either weir has not attached the pods, and no
+// policy is enforced on them: the runtime may have used another network's configuration, or the pods are older than
+// weir. Or the pods' records were lost, and the pods are closed.
 type unattached struct {
 	pods  map[policy.Name]string    // the UIDs of this node's pods that have addresses in their status
 	since map[policy.Name]time.Time // when the agent first saw the pod without a record
@@ -62,9 +63,9 @@ func (u *unattached) look(records map[string]endpoint.Endpoint, now time.Time) (
 	return names
 }
 
-// lookForUnattached reports pods that weir should have attached, but has not. It reports none if weir isn't the network
-// of all pods, or if the source doesn't know the present state of pods. While a record can't be read, the last report
-// stays, because the record may belong to a reported pod.
+// lookForUnattached reports pods that have had no record for unattachedAfter, although weir should have attached them.
+// It reports none if weir isn't the network of all pods, or if the source doesn't know the present state of pods.
+// While a record can't be read, the last report stays, because the record may belong to a reported pod.
 func (r *round) lookForUnattached(context.Context) bool {
 	_, live := r.Source.(Publisher)
 	unknown := r.records.stale || r.records.ending || len(r.records.broken) > 0

@@ -106,7 +106,8 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: if a walk fails, no pod is enrolled until another walk succeeds.
+// TestConnectionsThatAreUnknown: if a walk through all connections fails, no pod is enrolled until another walk
+// succeeds.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	// settle is the wait from the first message about a change to the check. One command causes a dozen messages.
+	// settle is how long upkeep waits after the first message about a change, before it checks the node. One command
+	// causes a dozen messages.
 	settle        = 50 * time.Millisecond
 	betweenChecks = 500 * time.Millisecond
 )
@@ -114,8 +115,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// The first check comes only after the loop has read the records, so these settings are made now. If that fails, the
-	// first check reports it.
+	// The first check comes only after the loop has read the records. These settings don't depend on records, so they
+	// are made now. If that fails, the first check reports it.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {

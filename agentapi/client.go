@@ -81,7 +81,8 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	default:
 		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // an agent that hangs reads nothing
+	// If the agent hangs, it reads nothing, and only the deadline ends Write.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		return nil, errors.Join(q.failed(err), conn.Close())

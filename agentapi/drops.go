@@ -107,8 +107,8 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
-	// Since selects remembered drops that are at most this old. If Since is 0, the query selects all remembered drops;
-	// with Follow, the query then selects none of them.
+	// Since selects remembered drops that are at most this old. If Since is 0, the query selects all remembered drops,
+	// or none of them if Follow is true.
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool

@@ -36,8 +36,8 @@ type Summary struct {
 
 const maxFirst = 3
 
-// Summarise counts the elements of the status's lists. Of the elements themselves it keeps only the errors and the
-// first problems.
+// Summarise returns a summary that counts the elements of the status's lists. The summary contains only the errors and
+// the first problems themselves.
 func Summarise(s Status, node, version string) Summary {
 	sum := Summary{
 		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,

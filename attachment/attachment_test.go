@@ -170,8 +170,8 @@ func TestReap(t *testing.T) {
 	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
 }
 
-// TestReapAPodThatRunsOn: a DEL of a chained attachment is killed, and the pod runs on in a network namespace that the
-// agent can't see. Reap sets the pod's link down.
+// TestReapAPodThatRunsOn: if a DEL of a chained attachment is killed, and the pod runs on in a network namespace that
+// the agent can't see, Reap sets the pod's link down.
 func TestReapAPodThatRunsOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -67,9 +67,9 @@ func (m *making) findLink(links netlinksafe.Handle) error {
 	return err
 }
 
-// preventBypass makes the packets of the bridge that has the pod's link as a port pass the FORWARD hook. It returns
-// bridge.ErrBypassesForward if they can't pass that hook. If the node itself needs no IPv6 on the link, preventBypass
-// switches IPv6 off there.
+// preventBypass makes the packets of another plugin's bridge pass the FORWARD hook, if the pod's link is a port of
+// such a bridge. It returns bridge.ErrBypassesForward if the bridge's packets can't pass that hook. If the node itself
+// needs no IPv6 on the link, preventBypass switches IPv6 off there.
 //
 // preventBypass comes before the record, so a pod that bypasses policy gets no record. It isn't undone, because other
 // pods of the bridge need the bridge's options. The switch for IPv6 goes away with the link.

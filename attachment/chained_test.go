@@ -18,8 +18,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReapAfterAnIndexCameBack: the pod of a chained attachment is gone, and another pod's link has got the index of
-// the pod's link. Reap ends the attachment and leaves the other link up, even if the other pod has the same address.
+// TestReapAfterAnIndexCameBack: if the pod of a chained attachment is gone, and a later pod's link has got the index
+// of that pod's link, Reap ends the attachment. It leaves the later pod's link up, even if both pods have the same
+// address.
 func TestReapAfterAnIndexCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

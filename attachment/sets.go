@@ -150,7 +150,8 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // the error of the backend with rules that use its set, or else of the first backend
+	// The first error is of the backend whose rules use the set of all pods, or else of the first backend.
+	return errs[0]
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

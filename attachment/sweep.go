@@ -140,7 +140,7 @@ func (n Node) DenyLost() error {
 		return err
 	}
 	attached, pods := map[netip.Addr]bool{}, map[netip.Addr]string{}
-	for a, owner := range owners { // the agent gives the same name to the pod of a broken record
+	for a, owner := range owners { // for pods without a readable record; the agent uses the same name
 		pods[a] = endpoint.Pod{Namespace: "unknown", Name: owner}.String()
 	}
 	for _, id := range ids {

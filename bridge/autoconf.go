@@ -141,7 +141,8 @@ func (g noLinkLocalAddress) restore(h netlinksafe.Handle, _ *Observed) error {
 	return disableLinkLocal(h, link)
 }
 
-// noAutoconfigured is the property that RemoveAutoconfigured has nothing to remove.
+// noAutoconfigured is the property that weir's links have no IPv6 addresses or routes that the kernel made by itself.
+// RemoveAutoconfigured removes these.
 type noAutoconfigured struct{}
 
 // Kind is KindAddress, even if only a route is wrong.

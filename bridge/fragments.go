@@ -43,7 +43,8 @@ const (
 	// than 8 MiB, and those of the shared part less than 96 MiB. So the memory is enough for 50 pods that flood at the
 	// same time (50 * 8 + 96 MiB). The kernel allocates it only for fragments that exist.
 	reassemblyMemory = 512 << 20
-	// memoryPart: on small nodes, the memory for reassembly is only an eighth of the node's memory.
+	// memoryPart limits the memory for reassembly to an eighth of the node's memory. Only on nodes with less than 4
+	// GiB, that is less than reassemblyMemory.
 	memoryPart = 8
 )
 

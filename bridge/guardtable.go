@@ -21,8 +21,9 @@ func makeGuard(add elements) error {
 	})
 }
 
-// logIfPossible calls the function commit for rules that log. Some kernels can't log frames of a bridge. So after an
-// error, logIfPossible calls commit for rules without log. It returns the first error if both calls fail.
+// logIfPossible calls the function commit with logs true, so that commit makes rules that log. Some kernels can't log
+// frames of a bridge. So after an error, logIfPossible calls commit with logs false. It returns the first error if
+// both calls fail.
 func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	var first error
 	for _, logs := range []bool{true, false} {

@@ -11,8 +11,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIPv6PodsReachEachOtherThroughTheNode: if pods have IPv6 addresses, they reach each other only through the node's
-// FORWARD hook. The kernel doesn't search for duplicates of the addresses, because this search would take a second.
+// TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses reach each other only through the node's FORWARD
+// hook. The kernel sends no neighbour solicitations: weir makes permanent neighbour entries, and switches duplicate
+// address detection off (nodad), because it would take a second.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

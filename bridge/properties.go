@@ -67,8 +67,8 @@ type Knowledge struct {
 // CHECK verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), noAutoconfigured{}, sysctl{
-		// While a packet with a source route passes FORWARD, its destination is still the node. So the rules can't
-		// compare the next stop of the source route.
+		// A packet with an IP source route names further stops inside. While the packet passes FORWARD, its
+		// destination is still the node, so the rules can't check where it goes next.
 		Key: "net/ipv4/conf/all/accept_source_route", Value: "0", Why: "no packet chooses its own route past the policies",
 	})
 	for _, link := range []string{Name, conf.Tunnel} {

@@ -63,9 +63,9 @@ func typeOf(plugin json.RawMessage) string {
 	return p.Type
 }
 
-// WithAppended returns the list want, a result of Conflist, with some plugins of the list have: those that other
-// programs, such as the agents of Istio and Linkerd, have appended. If the new list means the same as have,
-// WithAppended returns have.
+// WithAppended returns the parameter want, a result of Conflist, with further plugins at its end. These are the plugins
+// that other programs, such as the agents of Istio and Linkerd, have appended to the parameter have, which is a list of
+// weir too. If the new list means the same as the parameter have, WithAppended returns that parameter unchanged.
 func WithAppended(want, have []byte) ([]byte, error) {
 	if added := appended(have); len(added) > 0 {
 		var list map[string]json.RawMessage

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Error says what is wrong with the network configuration or the variables of a CNI call. By Kind, the plugin chooses
-// the error's CNI code.
+// Error says what is wrong with the network configuration or the variables of a CNI call. The plugin chooses the
+// error's CNI code by Kind.
 type Error struct {
 	Kind    ErrorKind
 	Message string // begins with the name of the wrong key or variable, if there is one

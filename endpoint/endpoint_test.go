@@ -141,7 +141,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // like a record that DEL removes now
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // like a record that DEL removes during List
 		t.Fatal(err)
 	}
 	got, err := List()

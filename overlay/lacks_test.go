@@ -116,7 +116,7 @@ func TestNothingToDo(t *testing.T) {
 	}
 	for _, e := range []Encapsulation{CrossSubnet, Always} {
 		heard := monitor(t, n2)
-		if apply(planned("n2", e, nodes, o), o); e == CrossSubnet { // Apply has made the tunnel
+		if apply(planned("n2", e, nodes, o), o); e == CrossSubnet { // CrossSubnet is first, so Apply makes the tunnel
 			reported(t, heard, newAddrIPv6)
 		}
 		heard()

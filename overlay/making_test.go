@@ -52,8 +52,8 @@ func TestMakingTheTunnelIsNoRepair(t *testing.T) {
 	}
 }
 
-// TestApplyWithoutTheLock: another process has the node's lock. Then Apply makes no tunnel, and soon returns an error.
-// The agent's loop must go on.
+// TestApplyWithoutTheLock: if another process has the node's lock, Apply makes no tunnel, and soon returns an error,
+// because the agent's loop must go on.
 func TestApplyWithoutTheLock(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -81,8 +81,8 @@ func TestApplyWithoutTheLock(t *testing.T) {
 	}
 }
 
-// TestTheTunnelGetsIPv6: the tunnel's MTU was too small for IPv6, and rises. Then the kernel switches IPv6 on, but
-// configures no addresses by itself.
+// TestTheTunnelGetsIPv6: if the tunnel's MTU was too small for IPv6, and becomes large enough, the kernel switches
+// IPv6 on, but configures no addresses by itself.
 func TestTheTunnelGetsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -120,7 +120,7 @@ func repair(ctx context.Context) error {
 		return err
 	}
 	properties := bridge.Properties(bridge.Knowledge{Memory: memory})
-	bridge.Repair(h, properties) // the namespace is new
+	bridge.Repair(h, properties) // not reported: a new namespace has the kernel's defaults
 	for ctx.Err() == nil {
 		unlock, err := endpoint.Lock()
 		if err != nil {

@@ -146,7 +146,7 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	switch {
 	case err == nil && sameTunnel(link, want) && isUp(link):
 		return link, false, nil
-	case err == nil && sameTunnel(link, want): // a killed agent may have left it before it had these settings
+	case err == nil && sameTunnel(link, want): // not up: perhaps configure was killed before its end
 		return link, false, o.configure(func() error { return nil })
 	case err == nil:
 		if err := o.h.LinkDel(link); err != nil {

@@ -40,7 +40,7 @@ type kept struct {
 
 type numbered struct {
 	drop   *agentapi.Drop
-	number uint64 // numbers the entries in the order in which they came
+	number uint64 // the entry's number, in the order in which entries came
 }
 
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
