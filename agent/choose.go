@@ -141,7 +141,8 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 }
 
 // first returns the choice at the agent's start, and the backend to start with. If the kernel has complete rules of
-// only the backend that isn't chosen, the agent starts with that backend and moves later. A move harms no connection.
+// the other backend, but not of the chosen backend, the agent starts with the other backend and moves later. A move
+// harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {

@@ -231,7 +231,7 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections cuts and restores connections. The snapshot by has the rules that decide which connections are
+// walkConnections cuts and restores connections. The rules of the first parameter, by, decide which connections are
 // allowed. If the rules of the newest target give another verdict on a connection, walkConnections leaves the
 // connection to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {

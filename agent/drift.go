@@ -9,7 +9,7 @@ import (
 // drift collects the kernel's messages about changes of rules. It never waits for the loop, because the kernel
 // drops messages that are not read in time. Any goroutine may use it.
 type drift struct {
-	news chan struct{} // a message means that the loop must look at generations; has room for one
+	news chan struct{} // gets a message if the loop must look at generations; has room for one message
 
 	mu          sync.Mutex
 	generations []uint32      // generations that concern weir, and that the loop hasn't looked at yet

@@ -27,7 +27,7 @@ const (
 // flowLog records allowed connections while a recording is ordered. Otherwise the kernel has no rules that log
 // flows. Any goroutine may use it.
 type flowLog struct {
-	wake chan struct{} // a message means that an order has come; has room for one
+	wake chan struct{} // gets a message when an order has come; has room for one message
 
 	mu           sync.Mutex
 	table        *flowTable

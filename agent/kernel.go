@@ -207,7 +207,7 @@ func (r *round) cleanOther(ctx context.Context) {
 	switch r.moving.others--; {
 	case r.moving.others > 0:
 		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
-	case r.moving.chosen.Backend != r.moving.inUse: // the move may have waited for the removal
+	case r.moving.chosen.Backend != r.moving.inUse: // a move may have waited for this removal, so try at once
 		r.next = sooner(r.next, time.Nanosecond)
 	}
 }

@@ -163,7 +163,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 	return err
 }
 
-// kind returns the backend of that name. If there is no such backend, the New of the result fails.
+// kind returns the backend of that name. If there is no such backend, the result's function New returns an error.
 func (o Options) kind(name conf.Backend) BackendKind {
 	for _, k := range o.Backends {
 		if k.Name == name {

@@ -68,8 +68,9 @@ func (a *agent) planOverlay() {
 	o.plan, o.current, o.moved = plan, true, false
 }
 
-// reach returns false if it must be called again. If the kernel refuses the route to one node, the routes to other
-// nodes are still set.
+// reach applies the plan of routes and tunnels to other nodes, and then writes the runtime's network configuration. It
+// returns false if it must be called again. If the kernel refuses the route to one node, the routes to other nodes are
+// still set.
 func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true

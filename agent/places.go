@@ -87,8 +87,8 @@ func Lock() (*OwnLock, error) {
 	}
 }
 
-// keep takes the lock again if its file isn't in its place any more: otherwise a second agent could run. It returns the
-// path of a file that it has made.
+// keep takes the lock again if the lock's file isn't in its place any more: otherwise a second agent could run. It
+// returns the path of a file that it has made.
 func (l *OwnLock) keep(context.Context) (made string, err error) {
 	inPlace, err := endpoint.InPlace(l.file)
 	if err != nil {

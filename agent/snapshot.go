@@ -68,7 +68,7 @@ func (a *agent) present() *snapshot {
 	engine.SetRefused(a.kernel.refused)
 	engine.KeepReports(a.problems.kept())
 	switch {
-	case a.kernel.lastSync.IsZero(): // the kernel may have all sets of an earlier agent, and must keep them
+	case a.kernel.lastSync.IsZero(): // all sets, because the kernel may have an earlier agent's sets and must keep them
 		next.compiled = engine.Ruleset()
 	case a.cluster.hurried:
 		next.compiled = engine.Small()

@@ -43,7 +43,8 @@ func listen(t *testing.T, h http.HandlerFunc) (closeIt func()) {
 	}
 }
 
-// TestAskNoReader: a question ends with its context, even if it is large and the agent doesn't read it.
+// TestAskNoReader: if the context of a question ends, Ask returns, even if the question is large and the agent doesn't
+// read it.
 func TestAskNoReader(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

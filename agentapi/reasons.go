@@ -14,8 +14,8 @@ const (
 	ByCut = "cut"
 	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and isn't a SYN that begins one.
 	ByMidstream = "midstream"
-	// ByNoPod means that a packet came from weir0 under an address that belongs to no pod, or went to weir0, to an
-	// address that belongs to no pod.
+	// ByNoPod means that a packet came from weir0 with a source address that belongs to no pod, or went to weir0 with a
+	// destination address that belongs to no pod.
 	ByNoPod = "no-pod"
 	// ByICMPError means that a pod has sent an ICMP error about a packet that it did not receive.
 	ByICMPError = "icmp-error"

@@ -73,8 +73,8 @@ func (s podSets) Name(addr netip.Addr) (name string) {
 	return name
 }
 
-// triesOfADeny is how often Deny tries. A try fails if the agent destroys a set meanwhile: it does so when it changes
-// its backend.
+// triesOfADeny is how often Deny tries. A try fails if the agent destroys a set meanwhile. The agent does so when it
+// changes the backend.
 const triesOfADeny = 5
 
 func (s podSets) Deny(pod string, addrs ...netip.Addr) (err error) {

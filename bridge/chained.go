@@ -110,7 +110,7 @@ func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Addre
 	return nil
 }
 
-// ShutPeersOf sets all links down that lead to these addresses, except weir's own links. It is for pods whose links
+// ShutPeersOf sets down all links that lead to these addresses, except weir's own links. It is for pods whose links
 // aren't known.
 func ShutPeersOf(addrs []endpoint.Address) error {
 	if len(addrs) == 0 {

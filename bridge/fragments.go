@@ -43,8 +43,8 @@ const (
 	// than 8 MiB, and those of the shared part less than 96 MiB. So the memory is enough for 50 pods that flood at the
 	// same time (50 * 8 + 96 MiB). The kernel allocates it only for fragments that exist.
 	reassemblyMemory = 512 << 20
-	// memoryPart limits the memory for reassembly to an eighth of the node's memory. Only on nodes with less than 4
-	// GiB, that is less than reassemblyMemory.
+	// memoryPart limits the memory for reassembly to an eighth of the node's memory. This matters only on nodes with
+	// less than 4 GiB: on other nodes, reassemblyMemory is the smaller limit.
 	memoryPart = 8
 )
 

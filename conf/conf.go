@@ -72,8 +72,8 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Its errors are *Error. Errors about a key name the
-// key.
+// Parse reads and validates the network configuration of a CNI call. Its errors are *Error. If an error is about a
+// key, its message begins with the key's name.
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {

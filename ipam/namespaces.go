@@ -28,7 +28,8 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	}
 	used := map[netip.Addr]bool{}
 	for _, path := range paths {
-		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // ErrNotExist: it is gone
+		// ErrNotExist means that the namespace is gone, so no pod has its addresses any more.
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return used, fmt.Errorf("addresses in %s: %w", path, err)
 		}
 	}

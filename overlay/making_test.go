@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestMakingTheTunnelIsNoRepair: while Apply makes the tunnel, the agent's repair of node settings finds no difference.
-// It would report a difference as another program's change.
+// TestMakingTheTunnelIsNoRepair: while Apply makes the tunnel, the agent's repair of node settings finds no
+// difference. The agent would report a difference as another program's change.
 func TestMakingTheTunnelIsNoRepair(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -262,8 +262,8 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// TestMissingModule: if the kernel can't load the module vxlan, the error says so. The test renames the kind of link in
-// the message to the kernel.
+// TestMissingModule: if the kernel can't load the module vxlan, the error says so. The test changes the message to the
+// kernel, so that the message asks for a kind of link that doesn't exist.
 func TestMissingModule(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -29,7 +29,7 @@ type Subscription struct {
 	query  agentapi.DropsQuery
 	queue  []*agentapi.Drop
 	missed uint64
-	news   chan struct{} // a message means that the queue isn't empty; has room for one
+	news   chan struct{} // gets a message when the queue isn't empty; has room for one message
 }
 
 // Subscribe adds a reader for the drops that match the query. It returns nil if there are too many readers. The

@@ -21,8 +21,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// These constants limit lines (see Line). A sender gets as many lines a second as people can read, and takes no room
-// from other senders.
+// These constants limit lines (see Line). A sender gets only as many lines a second as people can read. So the lines
+// of a flood take no room from other senders.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time
@@ -31,7 +31,8 @@ const (
 	// The first maxSenders pods or links have an account each. All further senders share a fixed number of accounts.
 	maxSenders = 8192
 	shared     = 256
-	// Once there are maxRests lines of left-out packets, further left-out packets are counted by log prefix alone.
+	// Once there are maxRests lines of left-out packets, all further left-out packets with the same log prefix share a
+	// line.
 	maxRests    = 1024
 	maxPrefixes = 4096
 	repeatAfter = time.Second
