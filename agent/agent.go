@@ -59,7 +59,7 @@ type agent struct {
 	// never sees the trial's sets and rules.
 	turn sync.Mutex
 
-	// Only the loop's goroutine may use the other fields.
+	// Only the loop's goroutine may use the following fields.
 	backend    Backend
 	moving     moving
 	records    records

@@ -31,7 +31,7 @@ const (
 )
 
 // roomLeft returns an error if the directory's file system has no room for new pods' records. ADD fails then. The
-// agent's heartbeat doesn't show this, because the agent renews it in place.
+// agent's heartbeat doesn't show this, because the agent renews the heartbeat's file in place.
 //
 // Equivalent to: df --output=avail,iavail DIRECTORY
 func roomLeft(dir string) error {

@@ -46,7 +46,7 @@ type Request struct {
 // from host-local.
 type AssignedError struct {
 	Addr  netip.Addr
-	Owner string // an attachment's ID, or words about host-local
+	Owner string // an attachment's ID, or a text that names the IPAM plugin host-local
 }
 
 func (e *AssignedError) Error() string {
