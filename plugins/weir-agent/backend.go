@@ -19,7 +19,7 @@ var (
 	_ agent.Backend = (*nftables.Driver)(nil)
 )
 
-// automatic is the value of --backend with which the agent chooses the backend.
+// automatic is the value of the flag --backend that lets the agent choose the backend itself.
 const automatic = "auto"
 
 func setBackend(o *agent.Options, name string) error {

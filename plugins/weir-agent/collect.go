@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// calm is the time without a collection after which the collector defers the next collection.
+// calm is how long Go must not have collected before the collector defers the next collection.
 const calm = time.Minute
 
 // collector defers collections of garbage while there is little garbage. By default, Go collects every two minutes even
@@ -19,8 +19,8 @@ const calm = time.Minute
 // pods, a collection takes 0.3 s of processor time.
 //
 // Go has no setting that defers collections. But if GOGC is off, Go collects only when the memory comes near the memory
-// limit. So the collector switches GOGC off, and sets a limit at which Go collects a heap of the same size as with
-// GOGC. After the next collection, GOGC and the old limit are in force again.
+// limit. So the collector switches GOGC off, and sets a limit that the memory reaches when the heap has the size at
+// which GOGC would start a collection. After this collection, GOGC and the old limit are in force again.
 type collector struct {
 	mu       sync.Mutex
 	percent  int   // GOGC
@@ -55,7 +55,8 @@ func (c *collector) run(ctx context.Context) {
 	}
 }
 
-// deferNext defers collections until the heap has the size at which Go would collect it with GOGC.
+// deferNext defers the next collection until the heap has the size at which GOGC would start one, even if two minutes
+// pass before.
 func (c *collector) deferNext() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,8 +97,9 @@ func readHeap() heap {
 	return heap{goal: of(0), others: of(1) - min(of(1), of(2)+of(3)+of(4))}
 }
 
-// limitFor returns the memory limit with which Go collects the heap at the size h.goal. Go stays below a limit by 3 %
-// of the heap, and by at least 1 MiB (memoryLimitHeapGoal in runtime/mgcpacer.go).
+// limitFor returns the memory limit with which Go collects the heap when it has the size h.goal. Go collects before the
+// memory reaches a limit: 3 % of the heap earlier, and at least 1 MiB earlier (memoryLimitHeapGoal in
+// runtime/mgcpacer.go).
 func limitFor(h heap) int64 {
 	return int64(min(h.others+h.goal+max(h.goal/32, 1<<20), math.MaxInt64))
 }

@@ -51,7 +51,7 @@ func (c *collector) isDeferred() bool {
 	return c.deferred
 }
 
-// readHeapGoal returns how much garbage GOGC allows beside the objects in live.
+// readHeapGoal returns how many bytes of garbage GOGC allows if only the slices in live are in use.
 func readHeapGoal(live [][]byte) int { return len(live) * len(live[0]) * collectAt / 100 }
 
 func collections() uint32 {

@@ -127,15 +127,16 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// weir0 needs this sysctl to be 0. weir must switch iptables on for the other plugin's bridge alone.
+	// weir0 needs this sysctl to be 0. So weir must switch iptables on for the other plugin's bridge alone
+	// (nf_call_iptables).
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	testBehind(t, "bridge")
 }
 
-// ended calls DEL. A runtime does so even for a refused pod, because the plugin before weir has made the pod's
-// interface.
+// ended calls DEL, as a runtime does when a pod has ended. A runtime also calls DEL for a pod that ADD has refused,
+// because the plugin before weir has made the pod's interface.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
@@ -361,8 +362,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that runs on, the pod's link is down,
-// because no rule checks the pod's packets any more. The same is true for DEL with a damaged record.
+// TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that still runs, weir sets the pod's
+// link down, because no rule checks the pod's packets any more. DEL also does this if the record is damaged.
 func TestAPodThatRunsOnBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -471,7 +472,8 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 }
 
 // TestMovesWithLostRecords: if the records of running pods are lost, the pods stay closed when the agent moves to the
-// other backend, and back. Only the old backend's sets have these pods' addresses, and the agent removes these sets.
+// other backend, and back. Without records, only the old backend's sets have these pods' addresses, and the agent
+// removes these sets after the move.
 func TestMovesWithLostRecords(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -337,7 +337,8 @@ func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	return icmp6(136, append(append(b, 2, 1), mac...))
 }
 
-// behind puts an extension header with only padding before the piece (RFC 8200, section 4).
+// behind puts an IPv6 options header before the piece. The header has only padding (RFC 8200, section 4), and kind is
+// its type.
 func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }

@@ -79,7 +79,8 @@ func newNode(t *testing.T, conf nodetest.Conf) *nodetest.Node {
 	return n
 }
 
-// applied waits until the status has the words. The agent renews its status after it has changed the kernel.
+// applied waits until the status has the words. The kernel then has the change, because the agent changes the kernel
+// before it renews its status.
 func applied(n *nodetest.Node, words string) {
 	n.Helper()
 	n.Eventually("the status has "+words, func() error {

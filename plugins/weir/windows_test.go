@@ -293,7 +293,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		tcp, accepted := connectTCP(t, server, client)
 		flows := []*flow{push(t, tcp, accepted)}
-		// After "nft flush ruleset" nothing is tracked, so there is no UDP flow to cut.
+		// After "nft flush ruleset", the kernel tracks no connections, so there is no UDP flow to cut.
 		if flush == nodetest.FlushChecks() {
 			udp, answering := connectUDP(t, server, client)
 			flows = append(flows, push(t, udp, answering))
@@ -345,7 +345,8 @@ func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	if _, err := nodetest.Get(t, other.Netns, server.IP+":80"); err == nil {
 		t.Error("the first connection of a new pod passes that no policy allows")
 	}
-	// The agent knows of the pod only from the plugin's request to enrol it.
+	// No manifest has this pod yet, so the agent knows of the pod only from the plugin's request to enrol it. ADD must
+	// wait for the manifest.
 	sent := nodetest.SYNs(t, nodetest.NewNS(t, "ns-1.busybox"), "output", "")
 	added := make(chan error, 1)
 	var client *nodetest.Pod
@@ -423,8 +424,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: an agent that can't read the policies closes the pods if rules were flushed, before
-// the agent started or while it runs.
+// TestAFlushIsClosedWithoutAState: if rules are flushed, an agent that can't read the policies closes the pods. It does
+// so whether the flush comes before its start or while it runs.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

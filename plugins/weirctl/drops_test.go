@@ -134,7 +134,7 @@ func actAsAgent(t *testing.T, handler http.Handler) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// lineWriter calls found when a written text contains until.
+// lineWriter calls the function found when a text that is written to it contains the string until.
 type lineWriter struct {
 	until string
 	found func()

@@ -118,7 +118,7 @@ func outcome(e explain.Explanation) error {
 	return nil
 }
 
-// servicesWithin is short, because an agent may run on a node that reaches no API server.
+// servicesWithin limits the look-up of Services for an agent. It is short, because this node may reach no API server.
 const (
 	loadsWithin    = time.Minute
 	servicesWithin = 3 * time.Second
@@ -155,8 +155,8 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	return e, err
 }
 
-// maybeHidden returns err. If err says that an end of q doesn't exist, and a gap says that the user may not read such
-// objects, maybeHidden adds the gap to the message: the end may exist.
+// maybeHidden returns err. If err says that an end of the connection doesn't exist, and a gap says that the user may
+// not read objects of this kind, maybeHidden adds the gap to the message, because the end may exist.
 func maybeHidden(err *explain.InputError, q explain.Query, gaps []string) error {
 	among := map[explain.EndKind]string{
 		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",

@@ -98,8 +98,8 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 	return f, notes, err
 }
 
-// check refuses a name or an address in --from or --to that fits no pod, workload or Service. The matrix would be
-// empty, as if nothing could connect.
+// check refuses a name or an address in --from or --to that fits no pod, workload or Service. Otherwise the matrix
+// would be empty, as if nothing could connect.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string
@@ -133,7 +133,8 @@ func partyNames(m *reach.Matrix) (names []string) {
 	return slices.Compact(names)
 }
 
-// parties returns nil for an empty text. nil stands for all parties.
+// parties returns a function that reports whether the flag's text means a party. For an empty text, parties returns
+// nil, which stands for all parties.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {

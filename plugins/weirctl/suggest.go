@@ -143,8 +143,8 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// notRecorded names the nodes that have pods of the namespace and no recorded flows. The suggested policies would deny
-// connections that these pods need.
+// notRecorded returns a note about nodes that have pods of the namespace, but were not asked for flows or have not
+// recorded them. The suggested policies would deny connections that these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
 	nodes := map[string]bool{"": true, explain.NoNode: true} // a pod of a manifest may have no node
 	for _, f := range recorded {

@@ -51,7 +51,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestSuggestionsNameWhatTheyDrop: a note says that the policies drop flows without ports, and which rule allows them.
+// TestSuggestionsNameWhatTheyDrop: if a recorded flow has no ports (ICMP, for example), a note says that the suggested
+// policies drop it, and which rule would allow it.
 func TestSuggestionsNameWhatTheyDrop(t *testing.T) {
 	f := suggest.Flow{Protocol: ruleset.ICMP, Count: 1, First: time.Unix(0, 0), Last: time.Unix(0, 0)}
 	f.From.Namespace, f.From.Name, f.To.Namespace, f.To.Name = "shop", "web", "shop", "db"

@@ -13,8 +13,8 @@ import (
 // columns is the largest number of columns that a line may have. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
-// TestColumns: no line of Go, shell, Markdown or YAML has more than 120 columns. wide says which lines are left out.
-// golangci-lint checks only Go.
+// TestColumns: no line of Go, shell, Markdown or YAML has more than 120 columns, except lines that the function wide
+// leaves out. golangci-lint checks only Go.
 func TestColumns(t *testing.T) {
 	files := tree(t)
 	complain(t, wide(files))

@@ -31,8 +31,8 @@ var (
 	more     = allow{pods: "server", peers: "newcomer", ports: web}
 )
 
-// changer makes a change on a node if begins is true, and otherwise undoes it. It returns when the kernel is up to
-// date. what is policyChange or podChange.
+// changer makes one of the two changes on a node if begins is true, and undoes this change if begins is false. It
+// returns when the kernel is up to date. The parameter what is policyChange or podChange.
 type changer func(what string, begins bool)
 
 // TestChanges prints how long a change takes, from the changed object until the kernel has the change, on nodes with

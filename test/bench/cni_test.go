@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench_test compares weir with other plugins and other packet filters. The candidates take turns, because a
-// shared machine is sometimes fast and sometimes slow. So only ratios of their times mean something.
+// Package bench_test compares weir with other plugins and other packet filters. A shared machine is sometimes fast and
+// sometimes slow. So the candidates take turns, and only ratios of their times are meaningful.
 package bench_test
 
 import (
@@ -122,9 +122,9 @@ func once(t *testing.T, c contender) (add, del time.Duration) {
 	return added.Sub(began), time.Since(added)
 }
 
-// recopy replaces each short-lived program by a copy of itself. The kernel keeps a file in pages of different sizes, so
-// one copy of a program can start a tenth faster than another copy. With many copies, chance doesn't decide the
-// ratios.
+// recopy replaces each short-lived program by a copy of itself. The kernel keeps a file in memory pages of different
+// sizes, so one copy of a program can start a tenth faster than another copy. Over many copies, these differences
+// average out.
 func recopy(t *testing.T, dirs ...string) {
 	t.Helper()
 	for _, dir := range dirs {

@@ -83,7 +83,7 @@ func byMap(n *packetNode) string {
 }
 
 // atLinks has a chain at the ingress hook of each port. This chain sees all of the port's frames, so the layout needs
-// no chain in the bridge. The measured packets have IPv4, and meet no table weir-ports.
+// no chain in the bridge. The layout has the table weir-ports only for IPv6, and the measured packets are IPv4.
 func atLinks(n *packetNode) string {
 	all := "table netdev weir {\n"
 	for _, p := range n.guardedPorts() {

@@ -137,10 +137,10 @@ func comparePackets(t *testing.T, flavour iptables.Flavour) {
 type contestant struct {
 	filter
 	node *packetNode
-	// took has for each kind of traffic the times of the bare node and of the filter. A round that could not be measured
-	// adds no times.
+	// took has, for each kind of traffic, the times of the bare node and of the node with the filter. A round that
+	// could not be measured adds no times.
 	took map[string]*[2][]time.Duration
-	// failed has for each kind of traffic the errors of the rounds that could not be measured.
+	// failed has, for each kind of traffic, the errors of the rounds that could not be measured.
 	failed map[string][]error
 }
 
@@ -159,7 +159,7 @@ func newContestant(t *testing.T, flavour iptables.Flavour, name string, f filter
 	return contestant{f, n, map[string]*[2][]time.Duration{}, map[string][]error{}}
 }
 
-// race measures each filter in turns with the bare node.
+// race measures each filter, in turns with the bare node (without a filter).
 func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 	t.Helper()
 	// Client, server and queue block their threads in system calls that Go's scheduler doesn't know. So the scheduler

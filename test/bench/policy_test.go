@@ -222,9 +222,9 @@ func (f *flows) turn() map[string][]float64 {
 	return took
 }
 
-// round changes a policy four times. The first change allows a flow. The second and the third change the policy's port:
-// a new flow is allowed, and the previous flow is denied. The last change makes the policy allow nothing. round calls
-// record for each flow that a change allows or denies.
+// round changes a policy four times. First, the policy allows a flow. The next two changes give the policy another
+// port, so that it allows a new flow and denies the previous one. The last change makes the policy allow nothing. For
+// each flow that a change allows or denies, round calls the function record.
 func (f *flows) round(wait func(), record func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

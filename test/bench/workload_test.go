@@ -102,8 +102,8 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node with this number of policies. The policies isolate the node's pods in turn, except the client.
-// Each isolated pod has its own class (see classes).
+// spread returns a node with as many policies as the parameter policies says. One after the other, the policies isolate
+// the node's pods, except the client. Each isolated pod has its own class (see classes).
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {

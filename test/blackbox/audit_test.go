@@ -162,8 +162,9 @@ func TestAudit(t *testing.T) {
 	})
 }
 
-// TestAuditSetWithoutAgent: the audit annotation is removed while no agent runs. The next agent cuts the connection
-// that the policy doesn't allow. After the annotation is set again, packets of the same connection pass.
+// TestAuditSetWithoutAgent: if a policy's audit annotation is removed while no agent runs, the next agent cuts a
+// connection that the policy doesn't allow. If the annotation is set again while no agent runs, the next agent lets
+// packets of this connection pass again.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: another program flushes the table, and the kernel refuses one of weir's rules. Then
-// isolated pods are closed.
+// TestAFlushWhileTheKernelRefuses: if another program deletes the rules that check packets, and the kernel refuses one
+// of them when the agent writes them again, isolated pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	// The key is a part of the text of a rule for iptables. The value has bytes of the nf_tables request for the same
 	// rule.

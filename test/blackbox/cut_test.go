@@ -99,8 +99,9 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-// echoed asks a UDP server once. If the answer is late, echoed asks over a new connection. A connection whose ends both
-// send packets for more than two seconds would be assured, and weir would count its cut.
+// echoed asks a UDP server once. If the answer is late, echoed asks again over a new connection: if both ends sent
+// packets over one connection for more than two seconds, the kernel would mark it as assured, and weir would count its
+// cut.
 func echoed(n *nodetest.Node, from *nodetest.Pod, address string) {
 	n.Helper()
 	n.Eventually("an answer over UDP from "+address, func() error {

@@ -14,8 +14,8 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// problemOf matches the output of weirctl status if it tells of a problem of an object. The name of the object begins
-// as given.
+// problemOf returns a pattern for the output of weirctl status. The pattern matches if the output reports a problem of
+// an object whose kind and name begin with the text in object.
 func problemOf(object string) *regexp.Regexp {
 	return regexp.MustCompile(`PROBLEM: +` + regexp.QuoteMeta(object))
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped replaces the program by a script. In the script, $real is the program's path. If the program belongs to
-// iptables, agents don't choose the backend themselves, because the script may make the program fail. They use nftables
-// if the tests run with nftables, and otherwise iptables.
+// wrapped replaces the program by a script. In the script, $real is the path of the replaced program. If the program
+// belongs to iptables, agents don't choose the backend themselves, because the script may make the program fail. They
+// use nftables if the tests run with nftables, and otherwise iptables.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	if !nodetest.Nftables() && strings.Contains(name, "tables") {

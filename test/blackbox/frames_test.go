@@ -81,8 +81,8 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// awaited waits up to ten seconds for a first datagram, and fails the test if none arrives. Then it collects more
-// datagrams with heard. It returns all datagrams.
+// awaited waits up to ten seconds for a first datagram, and fails the test if none arrives. Then it calls the method
+// heard to collect more datagrams. It returns all datagrams.
 func (m *mailbox) awaited(t *testing.T) []string {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -218,8 +218,8 @@ func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends on this node
-// and on the other.
+// tunnelNode makes a node with a tunnel to another node. The result named here is the MAC of the tunnel's end on this
+// node. The result named there is the MAC of its end on the other node.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)

@@ -39,7 +39,7 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 				return refused
 			}
 			*subsystem = unused
-		case unix.NFNL_SUBSYS_NFTABLES: // renames the expressions match and target of xtables
+		case unix.NFNL_SUBSYS_NFTABLES: // renames xtables' expressions match and target, so that the kernel lacks them
 			for _, name := range []string{"\x0a\x00\x01\x00match\x00", "\x0b\x00\x01\x00target\x00"} {
 				other := strings.Replace(name, "a", "-", 1)
 				copy(message, bytes.ReplaceAll(message, []byte(name), []byte(other)))
@@ -64,7 +64,7 @@ func TestStatusWithoutAgentAndIpset(t *testing.T) {
 }
 
 // TestMissingModules: if the kernel can't load the module bridge or veth, the error of ADD names the module. The test
-// renames the kind of link in the message to the kernel.
+// renames the kind of link in the message to the kernel, so that the kernel knows no such kind.
 func TestMissingModules(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

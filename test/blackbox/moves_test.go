@@ -23,7 +23,7 @@ import (
 // settle is how long kube-proxy must use the other backend before the agent also moves to it.
 const settle = "100ms"
 
-// movingPods has a server and three other pods. A policy allows the three pods two ports of the server.
+// movingPods has a server and three other pods. A policy allows the three pods to connect to two ports of the server.
 const movingPods = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -63,8 +63,8 @@ type moves struct {
 	harmed, letIn    atomic.Int64
 	harm             sync.Map // the last error of each kind of allowed connections
 	sent             func() int
-	arrived          []func() int // counters of the client's first packets at the server and at the host outside
-	asNode           func() int   // counter of first packets at the server under the node's address
+	arrived          []func() int // count the client's SYNs that reach the server, and those that reach the host outside
+	asNode           func() int   // counts SYNs that reach the server with the node's address as their source; none should
 }
 
 func newMoves(t *testing.T) *moves {
@@ -165,8 +165,8 @@ func (m *moves) countArrivals() {
 	})
 }
 
-// answersWithin is how long a client waits for an answer. On a busy machine, TCP may repeat a connection's first
-// packet. Whether the kernel dropped a first packet is checked by the function end.
+// answersWithin is how long a client waits for an answer. It is long, because TCP may repeat a connection's SYN on a
+// busy machine. The function end checks whether the kernel dropped a SYN.
 const answersWithin = 20 * time.Second
 
 func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) {
@@ -284,7 +284,7 @@ func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func(
 }
 
 // end ends the traffic. The test fails if an allowed connection was harmed, or a forbidden connection was let through,
-// or a first packet of an allowed connection was dropped or masqueraded.
+// or the SYN of an allowed TCP connection was dropped, or the SYN of a connection between pods was masqueraded.
 func (m *moves) end() {
 	m.Helper()
 	close(m.stop)

@@ -111,8 +111,9 @@ func within(d time.Duration, f func() error) error {
 
 type damage struct {
 	kind string // label of the metric that counts the repair
-	// command is a shell command that does the damage. A flush of routes or neighbours fails if the agent or the kernel
-	// changes an entry meanwhile, so its exit status is ignored. The count of repairs shows that it did the damage.
+	// command is a shell command that does the damage. A flush of routes or neighbours fails if the agent or the
+	// kernel changes an entry meanwhile, so its exit status is ignored. The count of repairs shows that the command
+	// did the damage.
 	command string
 	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }

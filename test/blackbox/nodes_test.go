@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns the manifests of the Nodes n1, n2 and so on. The IPv4 addresses of the first Nodes are in one
-// subnet: shared is the number of these Nodes. Each other Node has its own subnet.
+// honestNodes returns the manifests of the Nodes n1, n2 and so on. The first Nodes have their IPv4 addresses in one
+// subnet: the parameter shared is the number of these Nodes. Every later Node has a subnet of its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {

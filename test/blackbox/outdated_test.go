@@ -16,8 +16,8 @@ func nodes(own ...string) string {
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
-// clustered makes a node n whose agent writes the runtime's configuration. stale is the same node, but has an older
-// configuration with the keys in former.
+// clustered makes a node n whose agent writes the runtime's configuration. stale is the same node, but with an older
+// configuration, which has the keys in former. own has the Node's podCIDRs.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)

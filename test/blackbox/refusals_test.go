@@ -46,13 +46,14 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 type refusal struct {
 	spec  string // spec of the policy in the namespace shop
 	field string // the field that the agent must report
-	// testRefused calls before, applies spec, and calls after. Later it calls mended, after which the kernel accepts
-	// the refused part.
+	// testRefused calls the function before, applies spec, and calls the function after. Later it calls the function
+	// mended: then the kernel accepts the part that it has refused.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // true if port 1234 is open after mended
 	legacy                bool // true if the node uses iptables-legacy
-	// With nftables, the kernel refuses each request that has this kind and contains the bytes of request. If the kernel
-	// thereby refuses more than field, rule is what the agent must report instead of field.
+	// With nftables, the kernel refuses each request that has this kind and contains the bytes in request. If the
+	// kernel thus refuses more of the policy than field names, the agent must report the text in rule instead of the
+	// text in field.
 	kind          byte
 	request, rule string
 }
@@ -60,8 +61,9 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables-restore fail if its input contains the text, until mended is called. The program then prints
-// the message in says. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
+// lacking makes iptables-restore fail if its input contains the text, until mended is called. iptables-restore then
+// prints the message in says. If the tests run with nftables and r.legacy is false, nf_tables instead refuses requests
+// that contain r.request.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
@@ -272,7 +274,7 @@ func testRefused(t *testing.T, r refusal) {
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
 		t.Errorf("it is told of at each resync:\n%s", more)
 	}
-	if r.after == nil { // the function after leaves open which entry is refused
+	if r.after == nil { // otherwise the set has room for one entry, which may be the shopper's network
 		n.Reach(shopper, web.IP+":1234", false)
 	}
 	r.mended(n)

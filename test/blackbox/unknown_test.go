@@ -306,7 +306,8 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: if the chain FORWARD is at a wrong hook or priority, the agent moves it back.
+// TestAChainThatHangsElsewhere: if the chain FORWARD of iptables' table mangle has a wrong hook, a wrong priority or no
+// hook, the agent attaches it to the right hook again.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -339,7 +340,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// If the chain has another program's rule, the agent doesn't replace the chain, and isn't ready.
+	// If a chain without a hook has another program's rule, the agent doesn't replace the chain, and isn't ready.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")

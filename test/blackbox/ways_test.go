@@ -69,8 +69,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: in the mode crossSubnet, the route to a node's IPv4 address has an IPv6 next hop.
-// Packets to the node's pods take the tunnel.
+// TestNextHopOfTheOtherFamily: if the route to a node's IPv4 address has an IPv6 next hop, packets to the node's pods
+// take the tunnel, in the mode crossSubnet too.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

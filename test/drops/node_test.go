@@ -109,9 +109,9 @@ func (n *node) agree(r *reader, sender *sender) {
 	})
 }
 
-// stands waits until the function right returns nil for the sum of the counts in the reader's lines. The agent notices
-// lost packets only when a later packet arrives. Later packets may be lost too, so stands sends another packet from
-// time to time.
+// stands adds up the counts in the reader's lines, and waits until the function right returns nil for the sum. The
+// agent notices lost packets only when a later packet arrives. Later packets may be lost too, so stands sends another
+// packet from time to time.
 func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error) {
 	n.Helper()
 	var sent time.Time
@@ -189,7 +189,7 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 	return at, ok
 }
 
-// await waits until the reader gets a line about a packet that quiet sends.
+// await sends packets with the sender quiet until the reader gets a line about one of them.
 func (r *reader) await(n *node, quiet *sender) {
 	n.Helper()
 	n.Eventually("the reader gets lines", func() error {
@@ -203,7 +203,8 @@ func (r *reader) await(n *node, quiet *sender) {
 	})
 }
 
-// single makes quiet send packets one by one. For each packet, it returns the time until a line showed the packet.
+// single sends packets one by one with the sender quiet. For each packet, it returns how long it took until a line
+// showed the packet.
 func (r *reader) single(n *node, quiet *sender) (took []time.Duration) {
 	n.Helper()
 	for i := range *rounds {

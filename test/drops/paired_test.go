@@ -15,8 +15,8 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// mostSlower is the largest ratio of a time with drops to the time without drops. On a busy machine, equal times may
-// differ by so much.
+// mostSlower is the largest ratio of a time with drops to the time without drops that TestPaired accepts. On a busy
+// machine, two measurements of the same work may differ by this factor.
 const mostSlower = 1.1
 
 // TestPaired compares an agent that reads drops with an agent that doesn't read drops: how long ADD and changes of

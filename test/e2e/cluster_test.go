@@ -81,8 +81,8 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls check until check returns nil. On a machine with little other work, this takes at most the time
-// usual. The test fails after ten times as long.
+// eventually calls check until check returns nil. The parameter usual is the longest time that this takes on a machine
+// with little other work. The test fails after ten times as long.
 func eventually(t *testing.T, usual time.Duration, what string, check func() error) {
 	t.Helper()
 	within := 10 * usual

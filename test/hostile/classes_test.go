@@ -51,7 +51,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 }
 
 // linkLocalMACs forges frames to link-local MACs. If group_fwd_mask is 0, frames to 01:80:c2:00:00:02 and higher don't
-// cross the bridge: the kernel hands them to the IP stack as received on the port (br_handle_frame).
+// cross the bridge: the kernel hands them to the IP stack as packets of the bridge's port, not of the bridge
+// (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)

@@ -102,7 +102,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	return classify(t, frames, o, changes, strict)
 }
 
-// sendOne sends the frame. After each 20 frames it collects the effects, so that no buffer overflows.
+// sendOne sends the frame. After every 20th frame, it collects the effects, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)

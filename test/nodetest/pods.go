@@ -254,10 +254,10 @@ func Answers(conn net.Conn, within time.Duration) error {
 	return nil
 }
 
-// SYNs begins to count the first packets of TCP connections over IPv4 that pass the hook of nftables in the network
-// namespace. match is a condition in the words of nft, or empty. The returned function returns their number. TCP may
-// repeat a first packet although it was not dropped, if the answer comes late. So a packet was dropped only if fewer
-// packets have arrived than were sent.
+// SYNs begins to count the SYNs over IPv4 that pass the nftables hook in the network namespace. match is a further
+// condition as nft writes it, or empty. The returned function returns the count. If an answer comes late, TCP repeats a
+// SYN that was not dropped. So a repeated SYN doesn't show a drop: a SYN was dropped only if fewer SYNs have arrived
+// than were sent.
 func SYNs(t testing.TB, netns, hook, match string) (count func() int) {
 	t.Helper()
 	nft := func(command string) string {

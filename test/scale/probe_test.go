@@ -88,8 +88,8 @@ type probe struct {
 	sent []time.Time // when each packet was sent, by the packet's number
 }
 
-// awaitRun sends packets until holds packets in a row have arrived. If arrive is false, it waits until holds packets in
-// a row have been dropped. first is the time at which the first packet of this row was sent.
+// awaitRun sends packets until a row of packets has arrived, or until a row has been dropped if arrive is false. The
+// constant holds says how long the row must be. first is the time at which the first packet of this row was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -119,10 +119,9 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row looks at the packets from the last one backwards, and finds the longest row of packets that have arrived. If
-// arrive is false, it finds the longest row of packets that have not arrived. first is the number of the row's first
-// packet. ok is true if the row has at least holds packets. The last packets don't count while they may still be on
-// their way.
+// row finds the row of packets at the end that have all arrived, or have all not arrived if arrive is false. It looks
+// at the packets from the last one back to number from. first is the number of the row's first packet. ok is true if
+// the row is long enough (the constant holds). The last packets don't count while they may still be on their way.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 
 type restarted struct {
 	started
-	// Writes is the number of requests that change something in the kernel, by kind. It is nil without such a count.
+	// Writes is the number of requests that change something in the kernel, by kind. It is nil if the requests were
+	// not counted.
 	Writes map[string]int
 }
 

@@ -71,7 +71,7 @@ type runs struct {
 		IPTables string
 	}
 	Mix       string
-	Reference int // pods of the cluster with which other clusters are compared
+	Reference int // number of pods in the cluster with which other clusters are compared
 	Rates     []float64
 	Runs      []*run
 }

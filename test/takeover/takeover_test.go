@@ -219,8 +219,8 @@ func (n *node) replace(v version, end func(*nodetest.Node)) {
 	n.traffic.waitForMore(n)
 }
 
-// use calls CHECK for all pods, attaches another pod, adds and removes a policy, and looks for wrong verdicts since the
-// last call.
+// use calls CHECK for all pods, attaches another pod, and adds and removes a policy. The test fails if a datagram that
+// no policy allows has arrived since the last call of use.
 func (n *node) use(i int, v version) {
 	for _, p := range n.attached { // most of them were attached by other versions
 		if out, err := n.CNI("check", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {

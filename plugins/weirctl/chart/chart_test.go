@@ -162,8 +162,8 @@ func runBrowser(t *testing.T, chromium string, args ...string) string {
 	}
 }
 
-// TestPage checks the pages in a headless Chromium without a network. If the variable SCREENSHOTS names a
-// directory, pictures go there.
+// TestPage: in a headless Chromium without a network, each view of the page shows what it should, and a name with tags
+// stays text. If the variable SCREENSHOTS names a directory, the test writes pictures of the views there.
 func TestPage(t *testing.T) {
 	chromium := browser(t)
 	dir := t.TempDir()

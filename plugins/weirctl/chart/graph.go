@@ -191,7 +191,8 @@ func (p *picture) print(out io.Writer, title string) error {
 	return w.Flush()
 }
 
-// tops returns the vertical positions of the boxes. The ports are centred, and each other box is near its ports.
+// tops returns the vertical positions of the boxes. The boxes of ports are centred. The box of a sender or receiver is
+// near the boxes of its ports.
 func (p *picture) tops(tallest int) (tops [3][]int) {
 	const step = boxHeight + gap
 	free := (tallest - len(p.columns[1])) * step / 2

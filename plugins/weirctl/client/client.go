@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// answersWithin is the time for an answer of this node's agent. Tests change it.
+// answersWithin is how long a request to this node's agent waits for the answer. Tests change it.
 var answersWithin = 10 * time.Second
 
 // Status asks this node's agent for its status. The error wraps agentapi.ErrNoAgent if there is no agent.

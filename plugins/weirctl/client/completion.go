@@ -41,8 +41,8 @@ func (s *Source) completion(
 	}
 }
 
-// odd reports whether a shell could act on the character: it is no lower-case letter, digit, "-", "." or "/". A name
-// with an odd character isn't completed.
+// odd returns false for lower-case letters, digits, "-", "." and "/". A shell could act on any other character, so a
+// name with an odd character isn't completed.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }

@@ -24,8 +24,8 @@ type DropsOfNodes struct {
 	Tell func(string)
 }
 
-// maxKept is how many drops of all nodes together Drops prints at most. If there are more, it prints the newest. Tests
-// change maxKept.
+// maxKept is the largest number of drops that Drops prints, for all nodes together. If there are more, Drops prints the
+// newest. Tests change maxKept.
 var maxKept = 200_000
 
 // Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, Drops prints

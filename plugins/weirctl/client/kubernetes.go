@@ -28,8 +28,8 @@ import (
 // memory.
 const pageSize = 500
 
-// API reads objects from the API server. It has clients for few groups only: client-go's clientset would link every
-// group.
+// API reads objects from the API server. It has clients only for the API groups that weirctl uses: client-go's
+// clientset would link the code of every group.
 type API struct {
 	Host    string
 	config  *rest.Config

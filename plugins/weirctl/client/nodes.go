@@ -156,8 +156,9 @@ func whyAway(n *corev1.Node) string {
 	return ""
 }
 
-// rank orders the pods of weir on a node. Pods in which commands can run have the highest ranks. Among equals, pods
-// that aren't ending have higher ranks, and then newer pods.
+// rank returns a number for a pod of weir. Of a node's pods, Agents takes the pod with the highest rank. Any pod in
+// which commands can run ranks above all other pods. Next, a pod that isn't ending ranks above one that is. Last, a
+// newer pod ranks above an older one.
 func rank(p *corev1.Pod) int64 {
 	r := p.CreationTimestamp.Unix()
 	if p.DeletionTimestamp == nil {

@@ -92,7 +92,7 @@ func ended(ctx context.Context, pending map[string]bool) error {
 	return context.Cause(ctx)
 }
 
-// goal returns nil without an error if the pod has no node or no address yet.
+// goal returns the pods for which Wait waits. It returns nil without an error if the pod has no node or no address yet.
 func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	if w.Kind == "policy" {
 		meta, exists := x.policies[w.Name]

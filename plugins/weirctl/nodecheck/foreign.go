@@ -55,8 +55,8 @@ var foreign = []network{
 	},
 }
 
-// matches compares the name with the pattern. A star at the end stands for any text, and a star before a space for
-// one word.
+// matches compares the name with the pattern. A star at the end stands for any text. A star and a space at the
+// beginning stand for any first word.
 func matches(name, pattern string) bool {
 	if rest, any := strings.CutPrefix(pattern, "* "); any {
 		_, word, ok := strings.Cut(name, " ")

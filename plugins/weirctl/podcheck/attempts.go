@@ -68,7 +68,7 @@ func (r *run) open(within time.Duration, world string) []attempt {
 				Probe: probe.Probe{Kind: probe.Connect, To: hostPort(address, servicePort), Within: within},
 				needs: []direct{{from, first, f}},
 			})
-			by := r.works[(i+1)%len(r.works)] // the nodePort of node by is tried: by's kube-proxy forwards the connection
+			by := r.works[(i+1)%len(r.works)] // the node whose nodePort is tried; its kube-proxy forwards the connection
 			if node := r.internal[by][f]; node.IsValid() && r.nodePort != 0 {
 				all = append(all, attempt{
 					check: NodePort, from: from, to: by, family: f, expects: podName(server, first),

@@ -12,7 +12,7 @@ import (
 )
 
 type Times struct {
-	// Poll is the time between two looks at objects.
+	// Poll is the wait before objects are read again, or failed attempts are repeated.
 	Poll time.Duration
 	// Alive is how often a check gives a sign of life in its namespace. Without a sign for three times as long, the
 	// next check removes the namespace.

@@ -94,7 +94,9 @@ func podObject(role string, i int, node, image string, lifetime time.Duration) *
 	}
 }
 
-// serviceObject returns a Service with only one endpoint, so a failure shows which node's proxy is broken.
+// serviceObject returns a Service whose only endpoint is the server pod of the node. An attempt to reach the Service
+// counts only if the direct connections to this endpoint work. So a failure shows that a kube-proxy is broken: that of
+// the client's node, or for a nodePort that of the node whose nodePort was tried.
 func serviceObject(node int) *corev1.Service {
 	families := corev1.IPFamilyPolicyPreferDualStack
 	return &corev1.Service{

@@ -16,11 +16,12 @@ import (
 
 // Mix has the proportions of the kinds of events in a stream.
 type Mix struct {
-	// Status events change parts of a pod's status on which no policy depends.
+	// Status is the share of events that change parts of a pod's status on which no policy depends.
 	Status int
-	// Elsewhere events create, start and delete pods that concern no policy of the measured node.
+	// Elsewhere is the share of events that create, start and delete pods that are peers in no policy of the measured
+	// node.
 	Elsewhere int
-	// Here events create, start and delete pods that the measured node's policies allow.
+	// Here is the share of events that create, start and delete pods that are peers in the measured node's policies.
 	Here int
 }
 
