@@ -1,5 +1,5 @@
-// Command weir-agent is the node's reconciler: with run it keeps the kernel's sets and rules equal to the
-// NetworkPolicies. With other commands it checks manifests, installs the CNI plugin, and removes weir from the node.
+// Command weir-agent is the node's reconciler: the command run keeps the kernel's sets and rules equal to the
+// NetworkPolicies. Other commands check manifests, install the CNI plugin, and remove weir from the node.
 //
 // Invariants:
 //   - The command decides nothing about policies: it reads flags, and connects the parts.

@@ -134,7 +134,7 @@ func actAsAgent(t *testing.T, handler http.Handler) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// lineWriter calls the function found when a text that is written to it contains the string until.
+// lineWriter calls the function found when a text that is written to it contains the text in the field until.
 type lineWriter struct {
 	until string
 	found func()

@@ -98,8 +98,8 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 	return f, notes, err
 }
 
-// check refuses a name or an address in --from or --to that fits no pod, workload or Service. Otherwise the matrix
-// would be empty, as if nothing could connect.
+// check refuses a name or an address in --from or --to that fits no pod, workload or Service. Without this check, the
+// matrix would be empty, as if nothing could connect.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestMovesBetweenBackends: an agent with the other backend replaces the first agent. Allowed connections continue, and
-// denied connections stay denied.
+// TestMovesBetweenBackends: if an agent with the other backend replaces the running agent, allowed connections
+// continue, and denied connections stay denied.
 func TestMovesBetweenBackends(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

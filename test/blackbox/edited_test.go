@@ -69,8 +69,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node is edited, and claims networks or addresses of other Nodes. The other
-// Nodes keep their claims.
+// TestTheOldestNodeIsEdited: if the oldest Node is edited so that it claims networks or addresses of other Nodes, the
+// other Nodes keep their claims.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -85,8 +85,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge: Nodes have no creationTimestamp. If one of them claims an address or a network that another Node
-// already has, the other Node keeps its claim.
+// TestNodesWithoutAge: if Nodes have no creationTimestamp, and one of them claims an address or a network that another
+// Node already has, the other Node keeps its claim.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

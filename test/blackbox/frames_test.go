@@ -280,8 +280,8 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: an earlier version of weir has made pods' ports without a guard, and without protection
-// against router advertisements. The agent makes the guard, and removes the IPv6 addresses and routes of these ports.
+// TestPortsOfAnEarlierWeir: if an earlier version of weir has made pods' ports without a guard, and without protection
+// against router advertisements, the agent makes the guard, and removes the IPv6 addresses and routes of these ports.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

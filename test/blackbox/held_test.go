@@ -10,9 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHeldPackets: another program's rule with the target NFQUEUE holds the first packet of a connection after weir's
-// rules have allowed it. Then a policy forbids the connection, and the program lets the packet go on. The connection is
-// cut.
+// TestHeldPackets: if a policy forbids a connection while another program's NFQUEUE rule holds the connection's first
+// packet, which weir's rules have allowed, the connection is cut after the program lets the packet go on.
 func TestHeldPackets(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -414,8 +414,8 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: the target of a symbolic link doesn't exist. The missing file may have a policy, so a
-// new agent isn't ready. A running agent keeps the policy that the file had.
+// TestALinkThatLeadsNowhere: if the target of a symbolic link doesn't exist, a new agent isn't ready, because the
+// missing file may have a policy. A running agent keeps the policy that the file had.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

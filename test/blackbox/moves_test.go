@@ -314,8 +314,8 @@ func (m *moves) end() {
 	m.Logf("%d allowed attempts, %d forbidden", m.tried.Load(), m.forbidden.Load())
 }
 
-// TestMovesWhileTheAgentRuns: kube-proxy changes its mode 20 times, and each time the agent moves to the other backend.
-// Meanwhile pods start and end, and no connection gets a wrong verdict.
+// TestMovesWhileTheAgentRuns: each time that kube-proxy changes its mode, the agent moves to the other backend. During
+// 20 moves, in which pods start and end, no connection gets a wrong verdict.
 func TestMovesWhileTheAgentRuns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -358,8 +358,8 @@ func TestMovesWhileTheAgentRuns(t *testing.T) {
 	t.Logf("%d pods came and went", guests)
 }
 
-// TestKilledWhileItMoves: the agent is killed at a random moment of a move. The next agent completes the move.
-// Meanwhile no connection gets a wrong verdict.
+// TestKilledWhileItMoves: if the agent is killed at a random moment of a move, the next agent completes the move. No
+// connection gets a wrong verdict, neither before nor after the kill.
 func TestKilledWhileItMoves(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -384,8 +384,8 @@ func TestKilledWhileItMoves(t *testing.T) {
 	m.end()
 }
 
-// TestKilledBeforeASetIsFilled: the agent is killed during a move to iptables, after it has made a set, and before it
-// fills the set. While the next agent completes the move, the kernel drops no packet that the policies allow.
+// TestKilledBeforeASetIsFilled: if the agent is killed during a move to iptables, after it has made a set and before it
+// fills the set, the next agent completes the move. During this, the kernel drops no packet that the policies allow.
 func TestKilledBeforeASetIsFilled(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

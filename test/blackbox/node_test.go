@@ -358,8 +358,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: another program changes a hook, a verdict or a set's type in the guard's tables, but no
-// names. The agent repairs the guard.
+// TestGuardThatLooksLikeItself: if another program changes a hook, a verdict or a set's type in the guard's tables, but
+// no names, the agent repairs the guard.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -458,9 +458,9 @@ func TestNodeOverlayComesBack(t *testing.T) {
 	})
 }
 
-// TestAnotherNetworksSubnet: the bridge of an earlier pod network, such as Flannel's cni0, has the same subnet as
-// weir0, and this bridge's route comes first. weirctl status names the bridge. After the bridge is deleted, pods reach
-// each other, and the agent is ready.
+// TestAnotherNetworksSubnet: if the bridge of an earlier pod network, such as Flannel's cni0, has the same subnet as
+// weir0, and the route to this bridge comes first, weirctl status names the bridge. After the bridge is deleted, pods
+// reach each other, and the agent is ready.
 func TestAnotherNetworksSubnet(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -74,7 +74,7 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: one Node claims addresses or networks of other Nodes. Every agent reports only this Node, and the
+// TestHostileNode: if one Node claims addresses or networks of other Nodes, every agent reports only this Node, and the
 // pods of the other nodes still reach each other.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

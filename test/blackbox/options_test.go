@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: a pod sends a packet with an unknown IPv6 option. The packet's source is another
-// pod's address. The node's answer must not reach the other pod.
+// TestHopByHopOptionsToLinkLocalMACs: if a pod sends a packet with an unknown IPv6 option, and with another pod's
+// address as its source, no answer of the node reaches the other pod.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -108,8 +108,8 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy: iptables-legacy refuses a rule, and its message names only the line of COMMIT. All other
-// rules are applied.
+// TestRefusedProtocolByLegacy: if iptables-legacy refuses a rule with a message that names only the line of COMMIT, all
+// other rules are applied.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],

@@ -104,8 +104,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: a pod behind ptp sends with another address than its own. The packet reaches neither the
-// node, nor another pod, nor a host outside.
+// TestForgedSendersBehindPtp: if a pod behind ptp sends a packet with another source than its own address, the packet
+// reaches neither the node, nor another pod, nor a host outside.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

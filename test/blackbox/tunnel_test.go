@@ -126,8 +126,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: a host between the nodes sends packets without a tunnel, with source addresses from the pods'
-// networks. The packets don't arrive.
+// TestForgedRemotePods: if a host between the nodes sends packets without a tunnel, with source addresses from the
+// pods' networks, the packets don't arrive.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -309,8 +309,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: a pod behind ptp sends a tunnel packet with a node's address as the source. The packet
-// inside is dropped.
+// TestTunnelsComeByTheUnderlay: if a pod behind ptp sends a tunnel packet with a node's address as its source, the
+// packet inside is dropped.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return

@@ -351,7 +351,7 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: another program's set has a name like weir's sets, and a type that the agent can't read. Then
+// TestASetThatCantBeRead: if another program's set has a name like weir's sets, and a type that the agent can't read,
 // the agent isn't ready.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

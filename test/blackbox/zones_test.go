@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsInZones: another program puts pods' connections into a zone of connection tracking. A policy cuts
-// such connections, and DEL deletes them.
+// TestConnectionsInZones: if another program puts pods' connections into a zone of connection tracking, a policy still
+// cuts these connections, and DEL still deletes them from the connection table.
 func TestConnectionsInZones(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

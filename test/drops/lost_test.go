@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLost: the agent is stopped during a flood. The counts that it reports afterwards add up to all logged packets.
+// TestLost: if the agent is stopped (SIGSTOP) during a flood and continues later, the counts that it reports add up to
+// the number of all logged packets.
 func TestLost(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -8,7 +8,8 @@ import (
 )
 
 // StrangersPass sends UDP packets to the port, as other programs may do, and checks that each arrives: packets over the
-// loopback link whose addresses aren't both 127.0.0.1 or ::1, and packets from the host outside (Outside).
+// loopback link whose source and destination aren't both 127.0.0.1 or both ::1, and packets from the host outside
+// (Outside).
 func StrangersPass(t testing.TB, outside string, ipv6 bool, port uint16) {
 	t.Helper()
 	all := [][3]string{

@@ -172,7 +172,7 @@ func where(outcomes, failed []Outcome) string {
 		{"from %s", true, func(o Outcome, node string) bool { return o.From == node }},
 	} {
 		for _, node := range namesOf(failed) {
-			mine := 0 // the number of attempts that the words mean for this node
+			mine := 0 // counts the attempts from or to this node, as the words say
 			for _, o := range outcomes {
 				if part.in(o, node) {
 					mine++

@@ -1,12 +1,12 @@
 // Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, and always
 // has the same contents.
 //
-// - A namespace has up to 100 pods: ten apps of up to ten pods. Each team has ten namespaces.   - A namespace has ten
-// policies. Nine select one app each. The tenth isolates all pods of the namespace.   - A node has up to 110 pods. The
-// measured node's pods are spread over the first namespaces. The parameter     namespaces of New is the number of these
-// namespaces. In all clusters that are large enough, the measured node has     the same pods and policies. If these
-// namespaces have 100 pods each, the node's pods also have the same peers.   - The second node is the measured node's
-// neighbour. It has only pods that a measurement creates.
+//   - A namespace has up to 100 pods: ten apps of up to ten pods. Each team has ten namespaces.
+//   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
+//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces. The parameter
+//     namespaces of New is the number of these namespaces. In all clusters that are large enough, the measured node has
+//     the same pods and policies. If these namespaces have 100 pods each, the node's pods also have the same peers.
+//   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
 import (
