@@ -209,7 +209,7 @@ func TestConformance(t *testing.T) {
 			clean("cnitool")
 		})
 	}
-	t.Run("without a verb", func(t *testing.T) { // people run the program so, to see what it is
+	t.Run("without a verb", func(t *testing.T) { // a person may run the program like this, to see what it is
 		cmd := exec.Command(filepath.Join(n.Bin, "weir"))
 		cmd.Stdin = os.Stdin
 		var stdout, stderr bytes.Buffer

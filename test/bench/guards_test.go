@@ -39,8 +39,8 @@ const (
 	usual = "meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 "
 	// unusual has the rules at the end of the guard's chain.
 	unusual = "iifname != \"weirp*\" accept\n meta protocol arp accept\n counter drop"
-	// netdevGroup is the group of links with a chain of their own. This chain checks a frame before the bridge's chain
-	// does.
+	// netdevGroup is the interface group of the links that have an ingress chain of their own. This chain has already
+	// checked a frame when the frame comes to the bridge's chain.
 	netdevGroup = 77
 )
 

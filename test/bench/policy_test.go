@@ -205,7 +205,8 @@ func (f *flows) awaitLast(number int) time.Time {
 	}
 }
 
-// turn returns how many milliseconds changes take: changes with pauses between them, and changes in a row.
+// turn returns how many milliseconds each change has taken, by the kind of change. Changes with pauses between them
+// (alone) are listed apart from changes without pauses (in a row).
 func (f *flows) turn() map[string][]float64 {
 	f.Helper()
 	took := map[string][]float64{}

@@ -46,8 +46,8 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: a pod whose name fits a workload gets the workload's labels. A pod whose name fits no workload
-// is refused.
+// TestPodsOfWorkloads: if a pod has a name that a workload's controller gives, such as web-7d4b9c6f5-x2k9p for the
+// Deployment web, the pod gets the workload's labels. A pod whose name fits no workload is refused.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -56,8 +56,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames that went out by the link if outgoing is true, or those that came in. It returns when no
-// frame has come for the time silence.
+// Frames returns the frames that went out by the link if outgoing is true, and otherwise the frames that came in. It
+// returns when no frame has come for the time silence.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

@@ -123,7 +123,7 @@ type node struct {
 	server, client, stranger, locked *nodetest.Pod
 	attached                         []*nodetest.Pod // the pods that any version has attached
 	traffic                          traffic
-	wrong                            atomic.Int64 // datagrams that have arrived although no policy allows them
+	wrong                            atomic.Int64 // counts datagrams that have arrived although no policy allows them
 }
 
 func newNode(t *testing.T, backend string) *node {

@@ -87,7 +87,7 @@ const (
 
 type picture struct {
 	columns [3][]box
-	edges   [2][][2]int // the edges from each column to the next: the indexes of two boxes
+	edges   [2][][2]int // from each column to the next: the indexes of the two boxes that an edge joins
 	index   [3]map[string]int
 }
 

@@ -71,7 +71,8 @@ type resourceList[T any, L list] struct {
 	items func(L) []T
 }
 
-// all passes every object of the resource to the function each, and returns the first error of that function.
+// all lists a resource, and calls the function each for every object. It returns the first error of these calls, or why
+// the resource can't be listed.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

@@ -36,7 +36,7 @@ func (f *Facts) tryXT() {
 			}
 			all = append(all, t)
 		}
-		if flavour.name == "nft" || missing < len(all) { // if iptables-legacy is missing as a whole, that is no fault
+		if flavour.name == "nft" || missing < len(all) { // a kernel without iptables-legacy is no fault
 			f.Trials = append(f.Trials, all...)
 		}
 	}

@@ -225,7 +225,8 @@ type Sent struct {
 	Changes int64
 	// Events is the number of events, without the initial events of watches. Bytes is their size before TLS.
 	Events, Bytes int64
-	// Listed is when the server last wrote the end of a list or of initial events. It is zero before the first such end.
+	// Listed is when the server last wrote the end of a list or of initial events. It is zero until the server has
+	// written such an end.
 	Listed  time.Time
 	Watches int
 }
