@@ -129,8 +129,8 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName returns the name that kubelet gives this node: the name node, or the host's name if node is empty, in
-// lower case.
+// kubeletName returns the name that kubelet gives this node. This is the argument node in lower case, or the host's
+// name in lower case if node is empty.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

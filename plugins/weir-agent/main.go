@@ -228,7 +228,8 @@ func cleanupCommand() *cobra.Command {
 			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
-			// The links go before the rules. A pod without its link reaches nothing, even without rules.
+			// The links are removed before the rules, because a pod without its link reaches nothing, even without
+			// rules.
 			if err := bridge.RemoveAll(); err != nil {
 				return err
 			}

@@ -57,7 +57,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	reach := func(want bool) {
 		t.Helper()
 		n.Eventually(fmt.Sprint("the client reaches the server: ", want), func() (err error) {
-			nodetest.In(t, client.Netns, func() error { // sbr leaves the pod no route for packets without a source address
+			nodetest.In(t, client.Netns, func() error { // with sbr, the pod has routes only from its own address
 				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client.IP)}, Timeout: 250 * time.Millisecond}
 				var conn net.Conn
 				if conn, err = d.Dial("tcp", server.IP+":80"); err == nil {

@@ -41,7 +41,7 @@ func TestCleanup(t *testing.T) {
 			"--conflist", filepath.Join(n.ConfDir, "10-weir.conflist")).CombinedOutput()
 		return string(out), err
 	}
-	// There are several tries, because the agent may remove something itself between the two looks at the node.
+	// The test tries several times, because the agent itself may remove something between the two calls of weirOnNode.
 	for try := 1; ; try++ {
 		before := weirOnNode(t, n)
 		if out, err := cleanup(); err == nil || !strings.Contains(out, "another weir-agent runs on this node") {

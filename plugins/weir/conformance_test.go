@@ -23,8 +23,8 @@ import (
 
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs: since is the first of specVersions that has the verb. required lists the variables that the verb must have
-// (CNI specification 1.1, "Section 2").
+// verbs has the verbs of the specification. since is the first of specVersions that has the verb. required lists the
+// variables that a call of the verb must have (CNI specification 1.1, "Section 2").
 var verbs = map[string]struct {
 	since    string
 	required []string

@@ -205,7 +205,7 @@ func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	}
 	greets(client.Netns, server.IP+":80", "hello "+client.IP) // a pod's server sees the client's own address
 	greets(client.Netns, "192.0.2.1:80", "hello 192.0.2.2")   // a server outside sees the node's address
-	greets(n.Outside, "192.0.2.2:8080", "hello 192.0.2.1")    // behind a hostPort a pod sees the client's address
+	greets(n.Outside, "192.0.2.2:8080", "hello 192.0.2.1")    // a pod behind a hostPort sees the client's address
 	n.Manifest("policy.yaml", denyAll)
 	n.ReachFrom(n.Outside, "192.0.2.2:8080", false)
 	n.ReachFrom(nodetest.Self, server.IP+":80", true) // the node always reaches its pods

@@ -106,7 +106,7 @@ func pin() (unpin func(), err error) {
 }
 
 type worker struct {
-	clock int32 // clock of the thread's processor time
+	clock int32 // ID of the clock that counts the thread's processor time
 	done  chan error
 }
 

@@ -303,7 +303,7 @@ spec:
 	server, two, three := n.AddPod("one", "server"), n.AddPod("two", "client"), n.AddPod("three", "client")
 	n.Serve(server.Netns, "tcp", server.IP+":80")
 	n.Reach(two, server.IP+":80", true)
-	n.Reach(three, server.IP+":80", false) // whether the namespace of the pod three has the label team is unknown
+	n.Reach(three, server.IP+":80", false) // it is unknown whether the namespace of the pod three has the label team
 }
 
 // TestTwoFilesWithOneObject: if two files have different versions of a policy, a connection passes only if both

@@ -205,8 +205,8 @@ func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: NodeLocal DNSCache turns off connection tracking for its address. Pods still reach the cache only if
-// their policies allow the connection.
+// TestNotTracked: even if NodeLocal DNSCache turns off connection tracking for its address, pods reach the cache only
+// if their policies allow the connection.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -423,7 +423,7 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: Istio's ambient mode translates the source of kubelet's probes. The probes still reach
+// TestControlIstioAmbient: if Istio's ambient mode translates the source of kubelet's probes, the probes still reach
 // isolated pods.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

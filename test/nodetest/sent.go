@@ -43,10 +43,10 @@ type answer struct { // struct seccomp_notif_resp
 	flags uint32
 }
 
-// EditNetlink passes each netlink message of this process and its later children to edit, before the kernel receives
-// the message. edit may change the message, but not its length. If edit returns an error, the system call fails with
-// this error. If legacy is false, the kernel also seems to have no tables of iptables-legacy. All this lasts until the
-// process ends.
+// EditNetlink passes each netlink message of this process and its later children to the function edit, before the
+// kernel receives the message. edit may change the message, but not its length. If edit returns an error, the system
+// call fails with this error. If legacy is false, the kernel also seems to have no tables of iptables-legacy. All this
+// lasts until the process ends.
 func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno) {
 	t.Helper()
 	filter := filterOf(legacy)

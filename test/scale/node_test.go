@@ -406,8 +406,8 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates and deletes a policy in turn, and returns the agent's CPU time. rate is the number of changes per
-// second.
+// toggle creates and deletes a policy again and again for the time d, and returns the agent's CPU time. rate is the
+// number of changes per second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

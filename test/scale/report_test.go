@@ -92,7 +92,7 @@ func (r *runs) attacks() string {
 }
 
 // perPod says how much memory each additional pod takes, between the smallest cluster with at least 1,000 pods and the
-// largest cluster. It returns "" if there are fewer than two such clusters.
+// largest cluster. It returns "" if fewer than two clusters have at least 1,000 pods.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
@@ -202,8 +202,8 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// slope returns the slope of the row's log-log curve, from 1,000 pods on. If there are fewer than two such clusters, it
-// returns "".
+// slope returns the slope of the row's log-log curve, from 1,000 pods on. If fewer than two clusters have at least
+// 1,000 pods, it returns "".
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
 	sizes, _ := r.columns()

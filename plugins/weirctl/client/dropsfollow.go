@@ -121,7 +121,8 @@ func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	// Nodes that are away come last, because they may take long to fail.
+	// Nodes about which the API server reports a fault come last, because requests to their agents may take long to
+	// fail.
 	slices.SortStableFunc(agents, func(a, b Agent) int { return len(a.Away+a.Down) - len(b.Away+b.Down) })
 	gone := maps.Clone(f.nodes)
 	for _, a := range agents {

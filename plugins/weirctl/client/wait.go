@@ -41,7 +41,7 @@ type Wait struct {
 }
 
 const (
-	// firstPause is the first wait between two readings of the objects. It doubles each time, up to maxPause.
+	// firstPause is the first pause between two readings of the objects. The pause doubles each time, up to maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
 	agentWaits = 5 * time.Second

@@ -14,8 +14,8 @@ import (
 type Times struct {
 	// Poll is the wait before objects are read again, or failed attempts are repeated.
 	Poll time.Duration
-	// Alive is how often a check gives a sign of life in its namespace. Without a sign for three times as long, the
-	// next check removes the namespace.
+	// Alive is how often a check gives a sign of life in its namespace. If a check gives no sign for three times as
+	// long, the next check removes the namespace.
 	Alive time.Duration
 	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
 	Starts, Applies time.Duration
