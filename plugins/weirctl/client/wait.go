@@ -47,8 +47,8 @@ const (
 	agentWaits = 5 * time.Second
 )
 
-// Wait returns when each node that must enforce the object does so. The object counts as it was when Wait began, or in
-// a newer version. If ctx ends first, Missing has the reasons. Wait computes what each node must enforce, and compares
+// Wait returns when each node that must enforce the object enforces the version that existed when Wait began, or a
+// newer version. If ctx ends first, Missing has the reasons. Wait computes what each node must enforce, and compares
 // the result with the answer of the node's agent.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
