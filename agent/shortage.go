@@ -76,7 +76,8 @@ func (w *tableWatch) compare(now conntrack.Load) error {
 	if !full {
 		return nil
 	}
-	// The text has no number that changes, because the agent logs each new text of a fault.
+	// The agent logs each new text of a fault. So the text has the table's limit, which stays, and not the present number
+	// of entries.
 	return fmt.Errorf("all %d entries are in use; conntrack -L shows which pods use them, and "+
 		"sysctl -w net.netfilter.nf_conntrack_max=%d makes room", now.Most, 4*now.Most)
 }

@@ -13,7 +13,7 @@ import (
 
 // TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses reach each other only through the node's FORWARD
 // hook. The kernel sends no neighbour solicitations: weir makes permanent neighbour entries, and switches duplicate
-// address detection off (nodad), because it would take a second.
+// address detection off (nodad), because it would take one to two seconds.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

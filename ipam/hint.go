@@ -33,9 +33,9 @@ const (
 // read the symbolic links of all assigned addresses (see the package's comment).
 //
 // A symbolic link is made before its bit is set, and a bit is cleared before its symbolic link is removed. So after a
-// crash, an assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may
-// have a set bit. So pick rebuilds them if next finds no free address and symbolic links have changed since the last
-// rebuild.
+// crash, an assigned address may have a clear bit. The function next sets such a bit. If the bitmaps were damaged, a
+// free address may have a set bit. So pick rebuilds the bitmaps if next finds no free address and symbolic links have
+// changed since the last rebuild.
 type hint struct {
 	readOnly bool // true for callers that don't have endpoint.Lock
 }

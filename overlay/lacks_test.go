@@ -135,7 +135,9 @@ func TestNothingToDo(t *testing.T) {
 	for _, tc := range []struct {
 		name, damage string // a command of ip or bridge
 		want         string // part of the first lack's text
-		writes       string // the types of the messages that Apply causes; *: any types, and perhaps further lacks
+		// writes has the types of the netlink messages that Apply causes. If writes is "*", the messages may have any types,
+		// and Apply may return further lacks.
+		writes string
 	}{
 		{"down", "ip link set weir-vxlan down", "weir-vxlan is down", "*"},
 		{"MTU", "ip link set weir-vxlan mtu 1280", "has MTU 1280, not 1350", "RTM_NEWLINK"},

@@ -25,10 +25,12 @@ type part struct {
 	groups  [len(sides)][]*group
 	open    [len(sides)][]localEndpoint
 	asks    map[askKey]*ask
-	demands []*demand   // what the policies need (see demand), ordered by comparePolicies
-	wants   []*supply   // sets that the demands need
-	rules   float64     // how many rules in the kernel the demands need
-	stated  problemList // problems of demands that the kernel refuses, or for which a whole node lacks capacity
+	demands []*demand // what the policies need (see demand), ordered by comparePolicies
+	wants   []*supply // sets that the demands need
+	rules   float64   // how many rules in the kernel the demands need
+	// stated has the problems of demands that the kernel refuses, and the problems of policies that are refused because
+	// the demands of this namespace alone exceed the node's capacity.
+	stated problemList
 
 	// The states of a demand are granted, pending, ready and placed (docs/architecture.md, From a policy to its rules).
 	granted    []*demand

@@ -131,10 +131,11 @@ type liveRequirement struct {
 	asked
 }
 
-// asked remembers whether the crowd that was compared last meets a requirement, or is in a scope.
+// asked has the last answer for a requirement or a scope. The answer is about the crowd of one call of the method
+// matching, and out of date in the next call.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
-	met   bool
+	met   bool   // true if the crowd met the requirement, or was in the scope
 }
 
 func (x *selectorIndex) share(m matcher) []*liveRequirement {

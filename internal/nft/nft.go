@@ -124,7 +124,7 @@ func (want Rule) same(family nftables.TableFamily, have *nftables.Rule) bool {
 	})
 }
 
-// Comment returns the comment of a rule in the kernel, or "".
+// Comment returns the comment of a rule in the kernel. If the rule has no comment, it returns "".
 func Comment(r *nftables.Rule) string {
 	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	return comment

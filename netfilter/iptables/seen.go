@@ -21,7 +21,8 @@ type seen struct {
 	target string
 	audits bool // true if the rule logs what audited policies would drop
 	always bool
-	// accepts is true for weir's rules in filter FORWARD that the backend nftables needs.
+	// accepts is true for weir's rules in the chain FORWARD of the table filter that accept pods' packets. The backend
+	// nftables also writes these rules, because the chain may drop packets by default.
 	accepts bool
 	sum     []byte // hash of the rule without its counters
 }

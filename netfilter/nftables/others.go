@@ -86,7 +86,7 @@ func (o *others) refuses(r nftnl.Listed, depth int) (bool, error) {
 type effect struct {
 	conditions []match
 	drops      bool
-	ends       bool   // true if the packet leaves the chain, but isn't dropped
+	ends       bool   // true if the packet leaves the chain without being dropped, or if weir can't know the effect
 	chain      string // the chain to which the rule leads
 }
 

@@ -57,8 +57,11 @@ type partyEnd struct {
 
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
+// unit is a pod, with at most one address of each family. Pods that share an address are one unit.
 type unit struct {
-	pod       policy.Pod // the pod in the first state; if the pod is unknown, only namespace and name are set
+	// pod is the pod as the universe's first state has it. If this state doesn't have the pod, only the namespace and
+	// the name are set. If several pods have the address, the name has the names of all of them.
+	pod       policy.Pod
 	addresses oneAddress
 	key       string // two units have different keys if a policy of one of the states may tell them apart
 	ends      partyEnds

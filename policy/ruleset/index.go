@@ -72,6 +72,8 @@ type portMatch struct {
 	not bool
 }
 
+// class is a class of protocols, and not of pods. Only otherClass has several protocols, so for otherClass, a rule's
+// protocol is compared too.
 type class uint8
 
 const (
@@ -81,7 +83,7 @@ const (
 	sctpClass
 	icmpClass
 	icmpv6Class
-	otherClass // all other protocols
+	otherClass
 	classes
 )
 

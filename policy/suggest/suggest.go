@@ -68,8 +68,8 @@ type Suggestion struct {
 // Result has the suggested policies, and the flows that policies can't name.
 type Result struct {
 	Suggestions []Suggestion
-	// Left has the namespace's flows of protocols other than TCP, UDP and SCTP, such as ICMP. A policy's ports can't
-	// name them.
+	// Left has the namespace's flows that a policy's ports can't name: flows of protocols other than TCP, UDP and SCTP,
+	// such as ICMP, and flows without a port.
 	Left []Flow
 }
 
