@@ -322,8 +322,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: if iptables doesn't support numbers of classes, each class has its own set. When iptables
-// supports them later, the driver replaces these sets by the sets of numbered pods.
+// TestWithoutNumbers: if iptables can't read a number from a set's entry (--map-set), each class has its own set of
+// pods. When iptables can do so later, the driver replaces these sets. In the new sets, each pod has its class's number.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -165,9 +165,9 @@ func dropped(before, after *model, p ruleset.Packet) bool {
 	}
 }
 
-// TestALeftClassGetsOtherRules: a pod moves from one class to another. In the same change, the old class's chain gets
-// rules that look up another set, because another pod stays in the class. A sender never reaches the pod if both the
-// old and the new state deny this.
+// TestALeftClassGetsOtherRules: a pod moves from one class to another. Another pod stays in the old class. In the same
+// change, the old class's chain gets rules that look up another set. If both the old and the new state deny a sender's
+// packets to the moving pod, these packets are also dropped during the change.
 func TestALeftClassGetsOtherRules(t *testing.T) {
 	for try := range 60 {
 		state := func(kind, peer string) policy.State {

@@ -267,7 +267,8 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 			}
 		}
 	}
-	// In a cluster, no two policies, pods or endpoints have the same name.
+	// The changes may have added an object that exists already. Only the first such object stays. Pods are compared by
+	// name alone, because an endpoint's ID has only the pod's name.
 	seen := map[string]bool{}
 	first := func(key string) bool {
 		defer func() { seen[key] = true }()
