@@ -95,9 +95,9 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // may hang.
 const tryWithin = 10 * time.Second
 
-// try returns the features that the backend needs and the node lacks. worked is true if the backend is in use, and the
-// kernel has no fault. If worked is true and the trial takes too long, try returns nil: the trial may only be waiting
-// for another program that has the lock of xtables.
+// try returns the features that the backend needs and the node lacks. worked is true if the backend was the previous
+// choice, and no fault of the kernel is known. If worked is true and the trial takes too long, try returns nil: the
+// trial may only be waiting for another program that has the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if turn := c.turn(b); turn != nil {
 		turn.Lock()

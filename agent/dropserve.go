@@ -38,7 +38,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	w.Header().Set("Content-Type", "application/json")
 	out := dropWriter{json: json.NewEncoder(w), conn: http.NewResponseController(w), query: q}
 	if q.Follow {
-		// The client is subscribed now. The empty value tells the client so.
+		// The client is subscribed now, so its queue gets all later drops. The empty value tells the client so.
 		if err := out.write(nil); err != nil {
 			return
 		}

@@ -98,7 +98,8 @@ type Inspection struct {
 	// Ruleset has the chains of the compiled ruleset. Its sets contain only entries that are in the kernel and that
 	// rules could look up for the packets.
 	Ruleset ruleset.Ruleset
-	// Wrong has a sentence for each part of the kernel's rules and sets that differs from the ruleset.
+	// Wrong has a sentence for each chain, and for each whole set, that is missing in the kernel or differs from the
+	// ruleset. If only entries of a set differ, only the field Ruleset shows that.
 	Wrong []string
 	// Unread says why the kernel's rules could not be compared with the ruleset.
 	Unread string

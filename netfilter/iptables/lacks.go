@@ -13,10 +13,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks sends test packets through rules to find out whether the node's iptables and ipset can do what weir needs
-// (see package probe). It returns a sentence for each rule or type of set that the kernel refuses, or that has no
-// effect. An error means that a thread couldn't leave the trial's network namespace (see probe.Apart). The sentences
-// are right in this case too.
+// Lacks makes rules, and sends test packets through them, to find out whether the node's iptables and ipset can do what
+// weir needs (see package probe). It returns a sentence for each rule or type of set that the kernel refuses, or that
+// has no effect. An error means that a thread couldn't leave the trial's network namespace (see probe.Apart). The
+// sentences are right in this case too.
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
@@ -58,7 +58,9 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
-		return nil // other rules disturb the packets; the kernel has accepted all rules of the trial
+		// The packets prove nothing: they can't be sent, or other rules disturb them. But the kernel has accepted all
+		// rules of the trial.
+		return nil
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))

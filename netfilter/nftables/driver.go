@@ -50,7 +50,8 @@ type Driver struct {
 // pods' packets. Keep looks at a chain only after Forget, after a failure, or if the rules differ from those of its
 // last call.
 type LegacyForward interface {
-	// Keep returns true if another program had changed rules that an earlier Keep wrote, and Keep has repaired them.
+	// Keep returns true if the wanted rules are the same as before, but Keep has changed weir's rules in the chain again:
+	// another program has changed the chain.
 	Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool)
 	Forget()
 	// Notes say which chains still drop pods' packets, and why.

@@ -12,10 +12,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks sends test packets through rules to find out whether the node's nf_tables can do what weir needs (see package
-// probe). It returns a sentence for each rule or kind of set that the kernel refuses, or that has no effect. An error
-// means that a thread couldn't leave the trial's network namespace (see probe.Apart). The sentences are right in this
-// case too.
+// Lacks makes rules, and sends test packets through them, to find out whether the node's nf_tables can do what weir
+// needs (see package probe). It returns a sentence for each rule or kind of set that the kernel refuses, or that has no
+// effect. An error means that a thread couldn't leave the trial's network namespace (see probe.Apart). The sentences
+// are right in this case too.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
@@ -40,7 +40,9 @@ func lacksIn(f conf.Family) (list []string) {
 	}
 	wrong, err := t.Wrong(func() { endTrial(at) })
 	if err != nil {
-		return nil // other rules disturb the packets; the kernel has accepted all rules of the trial
+		// The packets prove nothing: they can't be sent, or other rules disturb them. But the kernel has accepted all
+		// rules of the trial.
+		return nil
 	}
 	for _, n := range wrong {
 		list = append(list, n.Name+" (nf_tables accepts them, and they have no effect)")

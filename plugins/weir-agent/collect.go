@@ -19,8 +19,8 @@ const calm = time.Minute
 // pods, a collection takes 0.3 s of processor time.
 //
 // Go has no setting that defers collections. But if GOGC is off, Go collects only when the memory comes near the memory
-// limit. So the collector switches GOGC off, and sets a limit that the memory reaches when the heap has the size at
-// which GOGC would start a collection. After this collection, GOGC and the old limit are in force again.
+// limit. So the collector switches GOGC off, and sets a limit with which Go collects when the heap has the size at
+// which GOGC would start a collection. After the next collection, GOGC and the old limit are in force again.
 type collector struct {
 	mu       sync.Mutex
 	percent  int   // GOGC

@@ -5,11 +5,11 @@ import "math/bits"
 // Bounds has the limits within which sets are merged.
 type Bounds struct {
 	// Sets is the largest number of sets that may be looked up one by one. If there are more sets, they are merged. A
-	// few look-ups take little time, and several classes of pods can use the same single set, but each class needs its
-	// own merged sets.
+	// few look-ups take little time, and several classes of pods can use the same single set. They share a merged set
+	// only if it is merged from exactly the same sets.
 	Sets int
-	// Large is the number of entries above which a set is large. Large sets stay single, the largest first, until the
-	// single and the merged sets together need Sets look-ups. The other large sets are merged.
+	// Large is the number of entries above which a set is large. Large sets stay single, those of the highest power of
+	// two first, until the single and the merged sets together need Sets look-ups. The other large sets are merged.
 	Large int
 	// Lists is how many lists of ports may be compared one by one. A few comparisons take little time.
 	Lists int

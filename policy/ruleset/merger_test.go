@@ -313,9 +313,10 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: three sets (Bounds.Sets) aren't merged. Of more sets, the largest large sets stay single as
-// long as the rules then need at most three look-ups, and all other sets become one merged set. A set with more than
-// Bounds.SetLen entries is never merged.
+// TestLargeSetsStayApart: three sets (Bounds.Sets) aren't merged. Of more sets, large sets stay single as long as the
+// rules then need at most three look-ups, and all other sets become one merged set. Sets of a higher size class (a
+// power of two) stay single first; sets of one size class are ordered by name. A set with more than Bounds.SetLen
+// entries is never merged.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

@@ -166,7 +166,8 @@ type portRule struct {
 	decides bool
 }
 
-// fill adds each rule to all spans (ranges of ports, see firsts) that have ports of the rule. It returns false if the
+// fill adds each rule to the spans (ranges of ports, see firsts) that have ports of the rule, except those spans whose
+// earlier rules already decide. It returns false if the
 // spans together would have many more rules than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))

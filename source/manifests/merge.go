@@ -26,7 +26,9 @@ func (p placed) String() string { return printable(p.file) + ", " + p.where }
 // can't start.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // the list less has errors about files that can't have a policy; they come last
+	// errs has the errors about files that may hide a policy (see mayHidePolicy). The list less has the errors about all
+	// other files. These errors come last.
+	var errs, less []error
 	blocked := false
 	by := map[string][]placed{}
 	var order []string
