@@ -13,8 +13,8 @@ import (
 type Limits limits
 
 // LimitsOf returns limits that can be so low that random clusters exceed them. The parameters rules, sets and entries
-// limit all policies of a node together. inSet limits the entries of one set. A policy whose bulk (see the function
-// bulk) is more than inSet % 4 waits for NextUnparsed.
+// limit all policies of a node together. inSet limits the entries of one set. A policy whose size (see the function
+// bulk) is more than inSet % 4 isn't parsed at once: it waits for a call of NextUnparsed.
 func LimitsOf(rules, sets, entries float64, inSet int) Limits {
 	return Limits{amount{rules, sets, entries}, inSet, inSet % 4}
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: one tenant adds and deletes a policy that denies everything. If other tenants have hostile
-// policies (see the variable hostile), this costs at most 1.5 times as much work as without them. The test takes the
-// number of allocations as a measure of the work.
+// TestOthersPayLittle: one tenant (namespace) adds and deletes a policy that denies everything. If other tenants have
+// policies that keep the agent busy (the variable hostile), this addition and deletion cost at most 1.5 times as much
+// work as without such policies. The test takes the number of allocations as a measure of the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -72,8 +72,9 @@ func TestOneOfManyPolicies(t *testing.T) {
 	}
 }
 
-// TestOneOfManyClasses: if a policy changes one class, the other classes of the namespace keep the memory of their
-// rules. So these rules needn't be compared, and the policy costs little.
+// TestOneOfManyClasses: if a policy changes one class (pods with the same policies), the rules of the namespace's
+// other classes stay in the same memory. The rules in unchanged memory needn't be compared, so the policy costs
+// little.
 func TestOneOfManyClasses(t *testing.T) {
 	const classes = 50
 	e, d := policy.NewEngine("n0"), policy.NewDelta()
@@ -113,7 +114,8 @@ func TestOneOfManyClasses(t *testing.T) {
 	}
 }
 
-// TestLargeSetsComeInPieces: one slice computes only a part of a large set. No rule uses the set before it is complete.
+// TestLargeSetsComeInPieces: one slice (a limited piece of work) computes only a part of a large set. No rule uses the
+// set before the set is complete.
 func TestLargeSetsComeInPieces(t *testing.T) {
 	const blocks = 8 * policy.SliceWork
 	e, all := city(1000)
@@ -166,9 +168,9 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestSetsOfOthersComeInPieces: the policies of two namespaces need the same set, and the first namespace makes it. The
-// first namespace's policies are deleted while the second namespace's rules still wait for more sets. No slice then has
-// to make the whole set again.
+// TestSetsOfOthersComeInPieces: the policies of two namespaces need the same set, and the first namespace makes it.
+// The first namespace's policies are deleted while the second namespace's rules still wait for more sets. Even then,
+// no slice (a limited piece of work) has to make the whole set again.
 func TestSetsOfOthersComeInPieces(t *testing.T) {
 	e, all := city(1000)
 	for _, p := range all.Pods {
@@ -213,7 +215,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		switch n {
 		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
 			e.Apply(policies(egress(1, "more", many(30))))
-		case 10: // the second namespace has also made the selector set for its rule in the variable both
+		case 10: // the second namespace has also made the selector set that its rule (the variable both) needs
 			gone := policy.NewDelta()
 			for _, name := range []string{"many", "more"} {
 				gone.Policies[policy.Name{Namespace: "ns1", Name: name}] = nil
@@ -276,8 +278,8 @@ func made(r ruleset.Ruleset) (entries int) {
 	return entries
 }
 
-// TestSlicesAreShort: one slice looks at few addresses of a large set, and decides on few demands (rules with their
-// sets) when the node's capacity is divided.
+// TestSlicesAreShort: one slice (a limited piece of work) looks at few addresses of a large set. When the node's
+// capacity is divided, one slice decides on few demands (rules with their sets).
 func TestSlicesAreShort(t *testing.T) {
 	for name, policies := range map[string]*policy.Delta{
 		"a large set": policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
@@ -404,8 +406,8 @@ func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	}
 }
 
-// TestChangingPolicyHoldsUpNoOther: one tenant's large policy always changes before it is parsed. A larger policy of
-// another tenant is still parsed.
+// TestChangingPolicyHoldsUpNoOther: one tenant's large policy changes again and again, each time before it is parsed.
+// Nevertheless, a larger policy of another tenant is parsed.
 func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
@@ -428,8 +430,8 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestAbandonedSetsAreForgotten: a set becomes too large while it is made in pieces. The engine then keeps none of its
-// entries.
+// TestAbandonedSetsAreForgotten: a set exceeds the limit of entries while it is made in pieces. The engine then keeps
+// none of the set's entries.
 func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)

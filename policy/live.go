@@ -17,7 +17,7 @@ type live struct {
 	// requirements has the podSelector's requirements, sorted by how many live selectors share each. The most shared
 	// requirement comes first.
 	requirements []*liveRequirement
-	anchor       *requirement // the index stores the selector at this requirement's anchors; nil without anchors
+	anchor       *requirement // the index has the selector under labels that meet this requirement; nil if there are none
 	// print is the XOR of the marks of all matching crowds (pods of a namespace with equal labels). So selectors that
 	// match the same crowds have the same print.
 	print uint64
@@ -28,7 +28,8 @@ type live struct {
 }
 
 type liveSet struct {
-	// filled is true once a compile has needed the entries. rest has the addresses that lookFor still has to look at.
+	// filled is true once a compile has needed the entries. rest has the addresses that lookFor hasn't yet compared with
+	// the selector or named port.
 	filled  bool
 	rest    []netip.Addr
 	entries ruleset.Entries
@@ -38,7 +39,7 @@ type scope struct {
 	key        string
 	of         selector // the selector without its podSelector
 	selectors  int      // how many live selectors have this scope
-	unanchored []*live  // live selectors without anchors
+	unanchored []*live  // live selectors without anchors (see selectorIndex.anchored)
 	asked
 }
 

@@ -90,7 +90,8 @@ func (m matcher) appendTo(text []byte) []byte { return append(text, m.text...) }
 
 func (m matcher) Empty() bool { return len(m.requirements) == 0 }
 
-// answer says whether a selector matches. It is maybe if the match depends on a label whose value is unknown.
+// answer says whether a selector matches. The answer is the constant maybe if the match depends on a label whose value
+// is unknown.
 type answer int
 
 const (

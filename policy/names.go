@@ -25,7 +25,8 @@ type named struct {
 	index string // index of an indexed job's pod
 }
 
-// read returns the word and the index in a pod's name. ok is false if no pod of the workload can have this name.
+// read returns the parts of a pod's name that the type named describes: the word and the index. ok is false if no pod
+// of the workload can have this name.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false

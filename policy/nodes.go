@@ -26,10 +26,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that policies may use for a pod without an endpoint on this node. Unless w.unknown
-// is true, they are the addresses in the podCIDRs of the pod's Node that are in none of this node's podCIDRs.
-// believed reports a problem for each other address, unless the pod is on this node and the address is in this node's
-// podCIDRs. Callers must not change the result.
+// believed returns the addresses that policies may use for a pod without an endpoint on this node. If w.unknown is
+// true, these are all addresses in the pod's status. Otherwise they are the addresses that are in a podCIDR of the
+// pod's Node and in no podCIDR of this node. believed reports a problem for an address that policies may not use,
+// unless the pod is on this node and the address is in this node's podCIDRs. Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -76,8 +76,8 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// readmit decides again, for the pods of changed Nodes, which of their addresses policies use (see believed). The
-// function changed reports whether the Node of this name has changed.
+// readmit decides again which addresses policies use for the pods of changed Nodes (see believed). The function
+// changed reports whether the Node of this name has changed.
 func (e *Engine) readmit(changed func(node string) bool) {
 	left := 0
 	for node, pods := range e.placed {

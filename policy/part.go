@@ -35,7 +35,7 @@ type part struct {
 	// The states of a demand are granted, pending, ready and placed (docs/architecture.md, From a policy to its rules).
 	granted    []*demand
 	decided    problemList      // the problems in stated, and those of demands that aren't granted
-	regranted  bool             // true if granted has changed
+	regranted  bool             // true if granted has changed since the last call of survey
 	pending    []*demand        // granted demands whose sets are incomplete, in the order in which the sets are made
 	ready      int              // how many granted demands have all their sets, but no rules yet
 	placed     []*demand        // granted demands whose rules and sets are in the ruleset

@@ -18,7 +18,7 @@ type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
 	name    string
-	numbers []ruleset.PortRange // the numbers in the port set, if there are too many for lists
+	numbers []ruleset.PortRange // the numbers in the port set; nil if the field ranges has the numbers
 	fields  []string            // fields of the policy that state these ports
 	set     string              // name of the set of numbers, or ""
 }

@@ -127,7 +127,8 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
-// effort returns how much work it is to count the set's entries, in the unit of sliceWork.
+// effort returns how much work it is to count the set's entries. The unit is the work for one entry of a set (see
+// sliceWork).
 func (e *Engine) effort(s *supply) float64 {
 	switch {
 	case s.selector == nil:
@@ -245,8 +246,8 @@ func (e *Engine) entriesAt(to []ruleset.Entry, l *live, a netip.Addr) []ruleset.
 	return to
 }
 
-// twin returns another selector that matches the same crowds and has complete entries of the family. It returns nil if
-// it knows no such selector.
+// twin returns another selector that matches the same crowds (pods of a namespace with equal labels) and has complete
+// entries of the family. It returns nil if it knows no such selector.
 func (x *selectorIndex) twin(l *live, f conf.Family) *live {
 	if l.key == "" { // a named port
 		return nil

@@ -84,9 +84,9 @@ type anchor struct {
 	any        bool
 }
 
-// anchoring chooses one requirement of the selector m. The index then stores m at the anchors of this requirement.
-// anchoring prefers the operator In to Exists, then fewer values, and then anchors with fewer entries in the index.
-// It returns nil if m has no requirement with In or Exists.
+// anchoring chooses one requirement of the selector m. The index then stores m under the labels that meet this
+// requirement (its anchors). anchoring prefers the operator In to Exists, then fewer values, and then anchors with
+// fewer entries in the index. It returns nil if m has no requirement with In or Exists.
 func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
 	others := func(r *requirement) (n int) {
 		for _, a := range r.anchors() {
@@ -124,15 +124,15 @@ func (r *requirement) anchors() (all []anchor) {
 }
 
 // liveRequirement is a requirement that one or more live selectors share. So the method matching evaluates the
-// requirement at most once for a crowd.
+// requirement at most once for a crowd (pods of a namespace with equal labels).
 type liveRequirement struct {
 	requirement
 	selectors int // how many live selectors have the requirement
 	asked
 }
 
-// asked has the last answer for a requirement or a scope. The answer is about the crowd of one call of the method
-// matching, and out of date in the next call.
+// asked has the last answer for a requirement, or for a scope (the namespaces of a selector). The answer is about the
+// crowd of one call of the method matching, and is out of date in the next call.
 type asked struct {
 	round uint64 // selectorIndex.round when the answer was found
 	met   bool   // true if the crowd met the requirement, or was in the scope

@@ -60,7 +60,8 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// countsLater reports whether a later compile, and not this one, counts the part's sets.
+// countsLater reports whether a later compile, and not this one, counts the entries of the sets that the part p (one
+// namespace) needs.
 func (c *compiler) countsLater(p *part) bool { return c.work.small && !p.regranted }
 
 // uncertain reports whether grant has left some sets uncounted.

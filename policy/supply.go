@@ -9,7 +9,7 @@ import (
 )
 
 // supply is a set that demands need. The compiler counts and fills a set only when needed, because both take time if
-// there are many pods.
+// there are many pods. The parts that use a set are namespaces (type part).
 type supply struct {
 	ruleset.Set
 	selector *selector
@@ -30,7 +30,7 @@ type supply struct {
 	whole   bool
 	tenants []*tenant // in a division of the capacity: the namespaces (tenants) with granted demands for the set
 	sharing int       // how many of the namespaces that still count as modest (in the function modest) need the set
-	modest  uint64    // number of the last division in which a modest namespace needed the set
+	modest  uint64    // number of the last division in which a modest namespace (see division) needed the set
 	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has replaced
 	// a part that needed the set. With them, exchangeWants compares the sets of two parts without maps.
 	stamp, before uint64

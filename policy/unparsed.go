@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// mostWaiting is the effort at which parsed policies no longer wait for others of their namespace: see TakeParsed.
+// mostWaiting is an amount of work, in the unit of sliceWork. If parsing a namespace's waiting policies took this much
+// work, the policies wait no longer, and are compiled (see TakeParsed).
 const mostWaiting = 1 << 10
 
 // Unparsed has large policies of one name whose rules aren't parsed yet. Until the rules are parsed, the policies

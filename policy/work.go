@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	// sliceWork limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
-	// microseconds.
+	// sliceWork limits the work of one call of Engine.Slice. The unit is an entry of a set, for which the kernel needs up
+	// to ten microseconds.
 	sliceWork = 1 << 8
-	// smallWork limits the work of one Small, in the unit of sliceWork.
+	// smallWork limits the work of one call of Engine.Small, in the unit of sliceWork.
 	smallWork = 1 << 6
 	// The constants ...PerWork say how many things count as one unit of work: crowds that are compared with a new
 	// selector, peers and ports that are parsed (bulk), addresses that are looked at for a set (looks), demands that are
@@ -168,9 +168,9 @@ func (c *compiler) makeSetsOf(p *part) {
 	}
 }
 
-// extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
-// If another part has made the set, p becomes a maker of the set too. The ruleset then keeps the set when the other
-// part no longer needs it.
+// extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole
+// set. If the part of another namespace has made the set, p becomes a maker of the set too. The ruleset then keeps the
+// set when the other part no longer needs it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
 	c.addMaker(p, s)
 	for s.lacks() {

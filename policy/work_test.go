@@ -99,7 +99,8 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 	}
 }
 
-// TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more than the work of a slice.
+// TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more entries than one slice
+// (limited piece of work) makes.
 func TestLargeSetsEnd(t *testing.T) {
 	e, all := city(200) // a set of 200 entries has the rounded size 208
 	e.SetLimits(policy.LimitsOf(1<<15, 1<<13, 1<<20, 1003))
@@ -121,7 +122,7 @@ func TestLargeSetsEnd(t *testing.T) {
 }
 
 // TestLargeSetsBesideOthers: a rule needs two sets. While one set is made in pieces, the other set is made too,
-// whatever its size is.
+// whatever the size of the other set is.
 func TestLargeSetsBesideOthers(t *testing.T) {
 	port := intstr.FromString("http")
 	np := cityPolicy(1, 0)

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink returns a smaller state for which the parameter "fails" still returns true. It removes parts of the state
-// until "fails" would return false without any one of the parts that are left.
+// Shrink returns a smaller state for which the parameter "fails" still returns true. If any one part of the returned
+// state were also removed, "fails" would return false.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)

@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestRulesAllow: with the proposed rules, an audited policy would no longer drop the traffic.
+// TestRulesAllow: audited policies would drop some traffic if they were enforced. With the proposed rules, these
+// policies would no longer drop this traffic, except protocols without ports.
 func TestRulesAllow(t *testing.T) {
 	allowed, left := 0, 0
 	for seed := range uint64(1000) {

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Reach has the ports on which one party reaches another, by family. The ports are nil if one of the parties has no
-// address of the family.
+// Reach has the ports on which one party (a group of pods, or a region of addresses) reaches another party, by family.
+// The ports are nil if one of the two parties has no address of the family.
 type Reach [len(conf.Families)]*Ports
 
 type cell [len(conf.Families)]int32
@@ -36,7 +36,8 @@ type side struct {
 	either [][]int // for each isolated pod that may have the end's address: numbers of the rules of the pod's policies
 }
 
-// class has the ends that no rule of a policy tells apart. It is not a class of the ruleset.
+// class has the ends (an end is a party in one family and one state) that no rule of a policy tells apart. It is not a
+// class of the ruleset.
 type class struct {
 	end             partyEnd
 	egress, ingress side
@@ -49,7 +50,7 @@ func (u *universe) matrix(state int) *Matrix {
 	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, classifier: k}
 	sides := k.isolate(m.Parties)
 	by := map[string]int{}
-	var classOf [len(conf.Families)][]int // the number of the classifier's class, by family and class of the matrix
+	var classOf [len(conf.Families)][]int // classOf[f][n]: the classifier's class in family f for class n of the matrix
 	for i := range u.parties {
 		var of [len(conf.Families)]int
 		key := []byte(m.Parties[i].Kind) // the world has its own classes, because it doesn't reach itself

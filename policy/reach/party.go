@@ -59,8 +59,8 @@ func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
 // unit is a pod, with at most one address of each family. Pods that share an address are one unit.
 type unit struct {
-	// pod is the pod as the universe's first state has it. If this state doesn't have the pod, only the namespace and
-	// the name are set. If several pods have the address, the name has the names of all of them.
+	// pod is the pod in the first of the compared states. If this state doesn't have the pod, only the namespace and the
+	// name are set. If several pods have the address, the name has the names of all of them.
 	pod       policy.Pod
 	addresses oneAddress
 	key       string // two units have different keys if a policy of one of the states may tell them apart
@@ -232,7 +232,7 @@ func newFacts(u *universe) facts {
 	return f
 }
 
-// key returns different texts for units that policies may tell apart, or that belong to different workloads.
+// key returns different texts for units (pods) that policies may tell apart, or that belong to different workloads.
 func (f facts) key(u unit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", u.pod.Namespace)
@@ -325,7 +325,8 @@ var generated = regexp.MustCompile(
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
 // workload guesses the name of the pod's workload: the pod's name without the end that a controller has made. If the
-// name has no such end, or if a single pod has no labels of controllers, workload returns the pod's name.
+// name has no such end, workload returns the pod's name. It also returns the pod's name if the parameter several is
+// false and the pod has no labels of controllers.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), policy.IsOfOnePod)
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

@@ -25,7 +25,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	for _, i := range parties {
 		in[i] = true
 	}
-	// The variable "itself" is the only party in "other" if this party has one pod. The party may be missing in
+	// If "other" is one party with one pod, "itself" is this party. Otherwise "itself" is -1. The party may be missing in
 	// "parties", because the matrix leaves out connections from a pod to itself.
 	itself := -1
 	if len(other) == 1 && len(m.Parties[other[0]].Pods) == 1 {

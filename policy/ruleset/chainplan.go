@@ -2,7 +2,8 @@ package ruleset
 
 import "slices"
 
-// chainPlan has the merges that a chain gets if there is room for all merged sets.
+// chainPlan has the merges (rules that one rule with a merged set replaces) that a chain gets if there is room for all
+// merged sets.
 type chainPlan struct {
 	chain   Chain
 	sets    map[string]bool // names of all sets in the rules

@@ -34,8 +34,8 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise plans the chains that have changed since the last decision. The result is valid only if d.fit was true before,
-// and is still true. Otherwise the caller must call decide.
+// revise plans the chains that have changed since the last decision. The result is valid only if all merged sets are
+// within the bounds (d.fit), both before the call and after it. Otherwise the caller must call decide.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {

@@ -95,8 +95,9 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 // searchTime is the time for searching one group. The unit is the time for adding one entry to a table.
 const searchTime = 4
 
-// signature returns the signature of the address. At first the method searches each group. When the searches have taken
-// as long as making a memberTable takes, the method makes the table.
+// signature returns the signature of the address: the groups (sets and networks) that contain the address. At first
+// the method searches each group. When the searches have taken as long as making a memberTable takes, the method makes
+// the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -177,7 +178,7 @@ type memberTable struct {
 }
 
 type memberNetwork struct {
-	link      int32      // index of the network's first group in memberTable.links, or 0
+	link      int32      // index of the network's first group in memberTable.links; 0 if there is none
 	resolved  bool       // true if signature is set
 	signature *signature // signature of the addresses that are in no smaller network
 }

@@ -53,7 +53,7 @@ const tooLarge = 64
 //
 //   - Sets are merged if rules with the same protocol and ports have more than Bounds.Sets sets.
 //   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
-//   - If there isn't room for all merged sets, the smallest are made, and the other rules aren't merged.
+//   - If there isn't room for all merged sets, only the smallest are made. The rules of the others aren't merged.
 //   - If the kernel has refused a merged set or its rule, the single sets and rules stay.
 //
 // Merge is the specification of a Merger: a Merger must give the same results.

@@ -294,7 +294,7 @@ func TestMergedShapes(t *testing.T) {
 		ports func(i int) PortRange
 		rules int
 		kind  SetKind
-		each  int // entries of the merged set
+		each  int // entries of each merged set
 	}{
 		"one port":    {func(int) PortRange { return single(80) }, 1, Addresses, policies},
 		"five ports":  {func(i int) PortRange { return single(1 + i%5) }, 5, Addresses, policies / 5},

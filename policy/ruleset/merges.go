@@ -86,7 +86,7 @@ func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused 
 	return list, n.fit
 }
 
-// needs decides which sets of a chain's groups are merged.
+// needs decides which sets are merged in a chain's groups (rules that differ only in the set of their peers).
 type needs struct {
 	Bounds
 	of     groups

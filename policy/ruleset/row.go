@@ -32,8 +32,9 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has the rules of a chain that may match packets from, or to, the addresses of one signature. The rules are in
-// the chain's order. Rules for a larger network around these addresses are in the row above.
+// row has the rules of a chain that may match packets from, or to, the addresses of one signature (addresses in the
+// same sets and networks). The rules are in the chain's order. Rules for a larger network around these addresses are
+// in the row above.
 type row struct {
 	above  *row
 	rules  []int32
@@ -57,8 +58,8 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes the row for the signature, and stores it. If none of the signature's own groups leads to a rule, newRow
-// stores the row of the signature above.
+// newRow makes the row for the signature, and stores it. If none of the signature's own groups (sets and networks)
+// leads to a rule, newRow stores the row of the signature above, which belongs to a larger network.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -93,7 +94,7 @@ func (r *row) candidates(c *indexedChain, q *query) []int32 {
 }
 
 type portTable struct {
-	firsts []uint16 // first port of each span, in order; the first span begins with 0
+	firsts []uint16 // first port of each span (range of ports), in order; the first span begins with 0
 	rules  [][]int32
 }
 
@@ -135,8 +136,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns a list of ports. The rule matches no packet to a port outside of the list. exact is true if the rule's
-// conditions on ports match each port in the list.
+// ranges returns a list of ports that has all ports which the rule can match. exact is true if the rule's conditions
+// on ports match each port in the list.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0
@@ -167,8 +168,7 @@ type portRule struct {
 }
 
 // fill adds each rule to the spans (ranges of ports, see firsts) that have ports of the rule, except those spans whose
-// earlier rules already decide. It returns false if the
-// spans together would have many more rules than the row.
+// earlier rules already decide. It returns false if the spans together would get too many rules (the variable room).
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
 	// A span needs no more rules once it has a rule that decides on every packet to the span's ports. next[i] is i if

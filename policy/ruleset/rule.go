@@ -210,7 +210,8 @@ func (r Rule) encode(b *strings.Builder) {
 	put('u', string(r.Audits))
 }
 
-// Identity returns a name for the rules: a hash of the context and the rules, as 16 letters and digits (80 bits).
+// Identity returns a name for the rules: a hash of the rules and the context, as 16 letters and digits (80 bits).
+// Equal rules with different contexts, such as the names of their policies, have different names.
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)

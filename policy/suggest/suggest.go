@@ -8,7 +8,7 @@
 //   - The package is pure.
 //   - The policies isolate all pods of the namespace. They allow only the connections that were seen, for all pods of
 //     their workloads.
-//   - Connections that a policy can't name are returned separately.
+//   - Connections that a policy's ports can't name, such as ICMP, are returned separately.
 package suggest
 
 import (
@@ -74,8 +74,8 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
-// flows. Flows may also name pods that have been deleted. Their workloads count like all others: they also get
-// policies, and the selectors for other workloads don't match their pods.
+// flows. Flows may also name pods that have been deleted. The workloads of deleted pods also get policies, and the
+// selectors for other workloads don't match deleted pods.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

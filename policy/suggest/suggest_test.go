@@ -116,7 +116,8 @@ func TestExact(t *testing.T) {
 	t.Logf("suggest: 150 clusters, %d connections allowed, %d denied, 0 differences", allowed, denied)
 }
 
-// TestLeft: flows that a policy can't name are in Left. A flow from a pod to itself needs no rule.
+// TestLeft: flows that a policy's ports can't name, such as ICMP, are in Left. A flow from a pod to itself gets no
+// rule, and isn't in Left.
 func TestLeft(t *testing.T) {
 	a := End{Namespace: "shop", Name: "a", Labels: map[string]string{"app": "a"}, Address: netip.MustParseAddr("10.0.0.1")}
 	r := Policies("shop", nil, []Flow{

@@ -144,9 +144,10 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns the end at each address of the state. If a pod has an endpoint on this node, the endpoint's addresses
-// count. Otherwise the addresses in the pod's status count, except those that the pod's Node can't have assigned. The
-// status of a finished pod doesn't count. A pod that uses its node's network has no end.
+// ends returns, for each address of the state, the pods that may have the address (an end). If a pod has an endpoint
+// on this node, the endpoint's addresses count. Otherwise the addresses in the pod's status count, except those that
+// the pod's Node can't have assigned. The status of a finished pod doesn't count. A pod that uses its node's network
+// has no end.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}

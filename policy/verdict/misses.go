@@ -59,8 +59,8 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance returns how far the packet is from meeting the condition. It is smallest for labels, namespaces, ports and
-// protocols. Other conditions need another peer, or a correction of the policy.
+// distance returns how far the packet is from meeting the condition: 1 for labels, namespaces, ports and protocols, 2
+// for an ipBlock, and 3 if the rule needs another peer or the policy has an error.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:

@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestNearest: each rule of an isolating policy either allows the packet or is in Nearest.
+// TestNearest: each rule of an isolating policy either allows the packet, or is in the result of Nearest.
 func TestNearest(t *testing.T) {
 	near, allowed := 0, 0
 	for seed := range uint64(500) {

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestTermsAreTheVerdict: the terms of both ends give the same verdicts as Evaluate.
+// TestTermsAreTheVerdict: the terms (the rules' peers and ports) at both ends give the same verdicts as Evaluate.
 func TestTermsAreTheVerdict(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(300) {

@@ -226,8 +226,8 @@ func (c *cluster) removeNamespace(name policy.Name) {
 }
 
 // checkDeparture is for a namespace that is being deleted. If the namespace and its pods are gone, checkDeparture
-// drops the namespace's kept policies. If pods are left, and it is unknown which policies were deleted, it reports a
-// problem.
+// drops the namespace's kept policies. If pods are left, and some of the deleted policies may be unknown,
+// checkDeparture reports a problem.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
 	c.reportPolicies(nil, c.departing.end(name, inhabited))

@@ -277,7 +277,8 @@ func TestRelist(t *testing.T) {
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
 			c.nextDelta()
-			// Some pods have labels that other pods have lost, so the source stores these labels only once.
+			// The pods "new" and "newer" have labels that "changed" and "gone" had before, so the source stores these labels
+			// once.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
 			d := c.nextDelta()
 			got := map[string]string{}

@@ -32,7 +32,7 @@ type departing struct {
 	// recent has policies that were deleted within maxWatchLag, by namespace and name.
 	recent  map[string]map[string]removal
 	expiry  []removal // in the order of deletion; some of these policies may no longer be in recent
-	started time.Time // when the first delta was returned; zero before
+	started time.Time // when the first delta was returned; zero until then
 }
 
 type departure struct {

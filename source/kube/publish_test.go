@@ -141,8 +141,8 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: if kubelet removes a published address, the source writes the address again. It stops once Publish is
-// called without the pod.
+// TestPublish: if kubelet removes a published address, the source writes the address again. The source no longer does
+// this once Publish is called without the pod.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))

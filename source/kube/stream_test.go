@@ -112,7 +112,7 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// TestNoStreams: if the API server can't stream lists, the source asks once for each whole list.
+// TestNoStreams: if the API server can't stream lists, the source asks once for the whole list of each kind.
 func TestNoStreams(t *testing.T) {
 	server, config := newStreams(t)
 	server.unable = true

@@ -114,8 +114,8 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 }
 
-// TestSurvey: until a survey succeeds, the result is notSurveyed. A survey's failure doesn't change the result of
-// Contact.
+// TestSurvey: until a survey (which other kinds of policies the cluster has) succeeds, the result is notSurveyed. A
+// survey's failure doesn't change the result of Contact.
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)

@@ -305,7 +305,9 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans: a policy that can't be read completely has the effect that docs/manifests.md describes.
+// TestWhatABadPolicyMeans: if a part of a policy's rule can't be read, the pods that the policy selects are closed. If
+// the selector or the namespace can't be read, the last good version stays in force. Without a good version, an
+// unreadable selector closes all pods of the namespace, and a policy with an unreadable namespace is left out.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
