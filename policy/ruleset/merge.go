@@ -5,11 +5,11 @@ import "math/bits"
 // Bounds has the limits within which sets are merged.
 type Bounds struct {
 	// Sets is the largest number of sets that may be looked up one by one. If there are more sets, they are merged. A
-	// few look-ups take little time, and several classes of pods can use the same single set. They share a merged set
-	// only if it is merged from exactly the same sets.
+	// few look-ups take little time, and several classes of pods can use the same single set. Two
+	// classes share a merged set only if it was made from the same single sets for both.
 	Sets int
-	// Large is the number of entries above which a set is large. Large sets stay single, those of the highest power of
-	// two first, until the single and the merged sets together need Sets look-ups. The other large sets are merged.
+	// Large is the number of entries above which a set is large. Large sets stay single, the largest first (see
+	// sizeClass), until the single and the merged sets together need Sets look-ups. The other large sets are merged.
 	Large int
 	// Lists is how many lists of ports may be compared one by one. A few comparisons take little time.
 	Lists int
@@ -32,8 +32,8 @@ func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }
 
-// sizeClass returns 0 for a set that isn't large, tooLarge for a set that isn't merged, and otherwise a number that
-// grows with the set's size.
+// sizeClass returns 0 for a set that isn't large, tooLarge for a set that isn't merged, and otherwise the number
+// of binary digits of the set's size.
 func (b Bounds) sizeClass(n int) int {
 	switch {
 	case n > b.SetLen:

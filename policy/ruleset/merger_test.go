@@ -314,9 +314,9 @@ func TestMergedShapes(t *testing.T) {
 }
 
 // TestLargeSetsStayApart: three sets (Bounds.Sets) aren't merged. Of more sets, large sets stay single as long as the
-// rules then need at most three look-ups, and all other sets become one merged set. Sets of a higher size class (a
-// power of two) stay single first; sets of one size class are ordered by name. A set with more than Bounds.SetLen
-// entries is never merged.
+// rules then need at most three look-ups, and all other sets become one merged set. If not all large sets can stay
+// single, those with the largest size class (number of binary digits of the size) do. Sets of one size class are
+// ordered by name. A set with more than Bounds.SetLen entries is never merged.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {
