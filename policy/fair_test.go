@@ -213,7 +213,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		}
 		last, most = now, max(most, now)
 		switch n {
-		case 5: // the first namespace has made the set; the work for "more" gives the second namespace precedence
+		case 5: // the first namespace has made the set; its work for "more" lets the second namespace come first
 			e.Apply(policies(egress(1, "more", many(30))))
 		case 10: // the second namespace has also made the selector set that its rule (the variable both) needs
 			gone := policy.NewDelta()

@@ -19,7 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// State is the input of Compile.
+// State is the input of Compile: the cluster's objects, the endpoints on this node, this node's name, and the parts of
+// rulesets that the kernel has refused.
 type State struct {
 	Objects
 	Endpoints []Endpoint

@@ -9,7 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into one.
+// This file makes long lists of ports and peers for policies. No two ports, addresses or selectors of a list can be
+// merged into one.
 
 // OddPorts returns the n ports 1, 3, 5 and so on.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {

@@ -142,7 +142,7 @@ func change(r *rand.Rand, o policy.Objects) policy.Objects {
 }
 
 type nodes struct {
-	of    map[netip.Addr]string // the node of each pod's address
+	of    map[netip.Addr]string // the name of the pod's node, by the pod's address
 	links map[netip.Addr]ruleset.Link
 	by    map[string]*ruleset.Simulator
 	has   map[string]policy.State

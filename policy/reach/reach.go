@@ -26,7 +26,7 @@ type Matrix struct {
 	space      *space
 	classifier *classifier
 	classes    []int
-	members    [][]int // the parties of each class
+	members    [][]int // indexes in Parties, by class (parties that no rule tells apart)
 	between    [][]cell
 }
 

@@ -77,7 +77,8 @@ func (e Entries) UpTo(o Entries) int {
 
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes that turn e into now. It skips memory that e and now share.
+// Diff yields, in order, the changes that turn the entries e into the entries of the parameter now. It skips memory
+// that both share.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }

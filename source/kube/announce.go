@@ -11,7 +11,7 @@ import (
 )
 
 // Announce makes a warning event on this node's Node. It doesn't wait for the API server: client-go's recorder queues
-// events and sends them again after a failure. The recorder joins repetitions into one event with their number.
+// events and sends them again after a failure. The recorder joins equal events into one event, which counts them.
 //
 // To see the event: kubectl get events --namespace default --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {
