@@ -30,7 +30,8 @@ type Peer struct {
 }
 
 // FindPeer finds the node's end of an interface that another plugin made. It returns ErrBypassesForward if the
-// interface isn't a veth pair that ends on the node, or if that end belongs to a device other than a bridge or a VRF.
+// interface isn't one end of a veth pair whose other end is on the node. It also returns this error if the end on the
+// node is a port of a device that is neither a bridge nor a VRF (a bond, for example).
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, error) {
@@ -81,8 +82,9 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone. It finds the link as peerLink does. If index is 0, ShutPeer sets the link down only if the link
-// leads to the namespace netnsPath. In the agent's container this path doesn't exist, so there the link stays up.
+// the link is gone. It finds the link by its index, even if another program has renamed the link. If the index is
+// unknown (0), ShutPeer looks the link up by its name, and sets it down only if its other end is in the namespace
+// netnsPath. In the agent's container this path doesn't exist, so a link with an unknown index stays up there.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Address) error {
@@ -134,7 +136,9 @@ func ShutPeersOf(addrs []endpoint.Address) error {
 }
 
 // PeerExists reports whether the node has the link that another plugin made for a pod. The kernel deletes the link
-// together with the pod's network namespace. index is the link's index, or 0 if the index isn't known.
+// together with the pod's network namespace. index is the link's index, or 0 if the index isn't known. addrs are the
+// pod's addresses: if another program has renamed the link, they show that the link with this index is still the
+// pod's.
 func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -148,9 +152,9 @@ func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error
 // peerLink finds the link by its index, because another program may have renamed the link. If the index is 0, peerLink
 // finds the link by its name. It returns nil if the link is gone.
 //
-// If the link with this index has another name, the link must lead to one of the addresses. Otherwise the link belongs
-// to a later pod: a link that moves to the node from another network namespace keeps its index if the node has no such
-// index.
+// If the link with this index has another name than hostIf, and the interface at its other end has none of the
+// addresses, peerLink also returns nil. Such a link belongs to a later pod: a link that moves to the node from
+// another network namespace keeps its index if the node has no such index.
 func peerLink(h netlinksafe.Handle, hostIf string, index int, addrs []endpoint.Address) (link netlink.Link, err error) {
 	if index == 0 {
 		link, err = h.LinkByName(hostIf)
@@ -245,7 +249,8 @@ func NetfilterEnabled(name string) (bool, error) {
 	return l.filtered(), nil
 }
 
-// filtered reports whether packets between the bridge's ports pass through iptables, if br_netfilter is loaded.
+// filtered reports whether the bridge has the options that make packets between its ports pass through iptables.
+// These options have no effect unless the module br_netfilter is loaded.
 func (l Link) filtered() bool {
 	return l.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && l.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1
 }

@@ -99,8 +99,9 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	return errors.Join(errs...)
 }
 
-// CheckLinkLocal returns an error if the table "bridge weir-link-local" lacks the endpoint's port, or if the table's
-// rules are wrong. A port whose link is gone needs no rules.
+// CheckLinkLocal checks the nftables table "bridge weir-link-local", which drops link-local packets of pods on other
+// plugins' bridges. It returns an error if the table lacks the endpoint's port, or if the table's rules are wrong. It
+// returns nil if the port's link is gone, or if the endpoint isn't on another plugin's bridge.
 func CheckLinkLocal(e endpoint.Endpoint) error {
 	ports, err := LinkLocalPorts(map[string]endpoint.Endpoint{e.ID(): e})
 	if len(ports) == 0 || err != nil {

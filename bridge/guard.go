@@ -54,8 +54,8 @@ type senderKeys map[string]map[string]bool
 // elements has elements of the guard's sets, by the name of the set.
 type elements map[string][]nftables.SetElement
 
-// elements returns the sender's elements in senders4 and senders6. It leaves out the elements in quickSet, because the
-// port may also send without them: they only save time.
+// elements returns the sender's elements in the sets senders4 and senders6, which decide whether the port may send.
+// It leaves out the elements in quickSet: they only save time, and the port may also send without them.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
@@ -65,7 +65,7 @@ func (s Sender) elements() elements {
 	return all
 }
 
-// allElements returns what elements returns, and the sender's elements in quickSet.
+// allElements returns the sender's elements in all sets of the guard: senders4, senders6 and quickSet.
 func (s Sender) allElements() elements {
 	all := s.elements()
 	if quick := s.quick(); len(quick) > 0 {
@@ -156,7 +156,7 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 	return nil
 }
 
-// deleteElement returns nil if the element is absent.
+// deleteElement deletes the element in a transaction of its own. It returns nil if the element is absent.
 func deleteElement(conn *nftables.Conn, set string, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(senderSets()[set], []nftables.SetElement{e}); err != nil {
 		return err
@@ -218,7 +218,8 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	return has, nil
 }
 
-// senderKey pads the link's name to 16 bytes and the MAC to 8.
+// senderKey returns the key of an element in senders4 or senders6: the link's name padded to 16 bytes, the MAC padded
+// to 8 bytes, and the address.
 func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	k := make([]byte, 16+8, 16+8+4)
 	copy(k, hostIf)

@@ -102,8 +102,9 @@ func isOver(lists *batch.Dumper, namespace int) bool {
 	return errors.Is(lists.Dump(getNamespace(namespace), func([]byte) bool { return true }), unix.ENOENT)
 }
 
-// addAddresses adds an interface's address. For a point-to-point interface, it also adds the other end's address.
-// elsewhere is true if the interface is in another namespace than the node's.
+// addAddresses adds the address in the kernel's message m to the map, with the link that leads to the address's
+// interface. If none of the links leads there, it adds the address with all links. For a point-to-point interface, it
+// also adds the other end's address. elsewhere is true if the interface is in another namespace than the node's.
 func addAddresses(m []byte, links []Link, to map[netip.Addr][]Peer) (elsewhere bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
 		return false

@@ -136,8 +136,8 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// podMTU returns the MTU of the pair's other end. It returns 0 if the other end is gone, or if the namespace of the
-// other end is unknown.
+// podMTU returns the MTU of the pod's end of a veth pair. The parameter port is the node's end. podMTU returns 0 if
+// the pod's end is gone, or if the namespace of that end is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {

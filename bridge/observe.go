@@ -19,7 +19,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// errUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
+// errUnknown means that a property (a node setting, such as a sysctl or a route) couldn't be read. A property with
+// this error counts neither as right nor as wrong.
 var errUnknown = errors.New("it can't be read")
 
 // Observed is the kernel's state as Observe has read it. If a part couldn't be read, the properties that depend on

@@ -112,8 +112,8 @@ func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 	return made, err
 }
 
-// newLink reads the kernel's answer about a new pair. If both ends have the same index, the answer has the index only
-// once.
+// newLink reads the kernel's answer about the node's end of a new pair. If both ends have the same index, each in its
+// own namespace, the answer lacks the index of the pod's end. newLink then fills this index in.
 func newLink(replies [][]byte) (Link, error) {
 	l, err := linkIn(replies)
 	if l.Peer == 0 {
@@ -261,8 +261,9 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 }
 
 // indexOf returns the link's index, or 0 if the link doesn't exist. Unlike netlink, it doesn't wait while the kernel
-// deletes other links. It first binds a socket to the link, because binding fails at once if the link is missing. The
-// ioctl for a missing link may run modprobe, and wait for modprobe's end (dev_load in net/core/dev_ioctl.c).
+// deletes other links. It first binds a socket to the link, because binding fails at once if the link is missing.
+// Without this step, the ioctl that reads the index could run modprobe for a missing link, and wait until modprobe
+// ends (dev_load in net/core/dev_ioctl.c).
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

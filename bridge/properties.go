@@ -15,7 +15,8 @@ import (
 // Kind groups properties: the agent counts repairs by kind.
 type Kind string
 
-// KindGuard and KindOverlay are for the repairs of the guard and of package overlay. No Property has these kinds.
+// KindGuard is the kind of the repairs of the guard and of the table weir-link-local. KindOverlay is the kind of the
+// repairs that package overlay makes. No Property has one of these two kinds.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"

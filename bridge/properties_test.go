@@ -195,7 +195,8 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
-// TestLaterRoutes: other programs' routes don't matter if they come after weir's routes, or are in other tables.
+// TestLaterRoutes: Compare reports nothing if another program has routes to the same addresses in another table, or
+// in the same table behind weir's route.
 func TestLaterRoutes(t *testing.T) {
 	o := whole()
 	dst := netip.MustParsePrefix("10.88.0.0/24")

@@ -16,7 +16,8 @@ type Property interface {
 	// Check returns an error if the property is wrong. The error wraps errUnknown if the property couldn't be read.
 	// A missing link counts as wrong only for the property that makes this link.
 	Check(o *Observed) error
-	// restore makes the property right. o may have been observed before earlier properties were repaired.
+	// restore makes the property right. o may be outdated, because Repair may have repaired other properties since it
+	// observed o.
 	restore(h netlinksafe.Handle, o *Observed) error
 }
 

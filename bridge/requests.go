@@ -112,7 +112,7 @@ func isolate(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 
-// addForwarding fails if the bridge already has an entry for the MAC.
+// addForwarding returns a request that fails if the bridge already has an entry for the MAC.
 //
 // Equivalent to: bridge fdb add MAC dev HOSTIF master static
 func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {

@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// checkRoutes accepts a route in any table, because another plugin, such as sbr, may have moved it.
+// checkRoutes returns an error that names the routes that the pod's interface lacks. A route may be in any table,
+// because another plugin, such as sbr, may have moved it to another table.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {

@@ -261,7 +261,8 @@ func discoveryType(first, last byte) []expr.Any {
 	}
 }
 
-// isQuickSender matches frames whose link, MAC and address are in quickSet. The registers have 4 bytes each.
+// isQuickSender matches frames whose link, MAC and address are in quickSet, the set that the guard's first rule looks
+// up. The registers have 4 bytes each.
 func isQuickSender(set *nftables.Set) []expr.Any {
 	const index, mac, addr = unix.NFT_REG_1, unix.NFT_REG32_01, unix.NFT_REG32_03
 	return []expr.Any{

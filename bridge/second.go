@@ -21,8 +21,8 @@ const firstSecondaryTable = 88_000
 
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a function for Step.MapError. If the route exists already, the function adds it to t and returns
-// nil.
+// tolerate returns a function for Step.MapError. If another interface has the route r, or the route to r's gateway,
+// the function adds r's destination to t and returns nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {
@@ -52,10 +52,10 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	})
 }
 
-// addSecondaryRoutes returns the routes of the interface. If the pod's default route already leads out of another
-// interface, this is a second interface, as Multus adds them. Instead of a default route, a second interface gets a
-// route to its own network. It also gets a table with a default route for packets from its own address, because the
-// guard allows this address on no other port.
+// addSecondaryRoutes returns all routes that the interface has or gets. If the pod's default route already leads out
+// of another interface, this is a second interface, as Multus adds them, and addSecondaryRoutes adds the routes that
+// it needs. Instead of a default route, a second interface gets a route to its own network. It also gets a table with
+// a default route for packets from its own address, because the guard allows this address on no other port.
 //
 // Equivalent to, in the pod:
 //

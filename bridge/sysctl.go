@@ -96,8 +96,8 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl tries the second directory only if the first is read-only or forbidden. If both fail, it returns the
-// first error.
+// writeSysctl writes the value below the first of sysctlDirs. If that directory is read-only, or if writing there is
+// forbidden, it tries the second directory. If both fail, it returns the first error.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {
@@ -125,7 +125,8 @@ func writeSysctl(key, value string) error {
 }
 
 // uplinksAcceptRA is the property that links with routes from router advertisements accept further advertisements. A
-// node that forwards packets accepts them only if accept_ra is 2. Otherwise its default route expires.
+// node that forwards packets accepts advertisements on a link only if accept_ra is 2 there. With another value, the
+// default route from an advertisement expires.
 type uplinksAcceptRA struct{}
 
 func (uplinksAcceptRA) Kind() Kind { return KindSysctl }
@@ -134,7 +135,7 @@ func (uplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
-// Command returns a command with UPLINK in place of each wrong link.
+// Command returns a command with the word UPLINK in place of the name of a wrong link.
 func (uplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
@@ -164,7 +165,7 @@ func (uplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Check names the links that have routes from router advertisements, and accept_ra 1. It doesn't name links with
+// Check names the links with accept_ra 1 that have routes from router advertisements. It doesn't name links with
 // accept_ra 0, because the administrator has chosen this value.
 func (l uplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)

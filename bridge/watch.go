@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// WatchPorts calls the function gone after a pod's link was deleted, or may have been. It returns when ctx ends, or
-// with an error if it can't listen to the kernel.
+// WatchPorts calls gone() whenever a pod's link was deleted, or when it has missed messages of the kernel, so that a
+// link may have been deleted. It returns when ctx ends, or with an error if it can't listen to the kernel.
 //
 // Equivalent to: ip monitor link | grep "Deleted .* weirp"
 func WatchPorts(ctx context.Context, gone func()) error {
@@ -66,7 +66,8 @@ func receiveOnlyDellink(fd int) error {
 
 // News says what may have changed on the node.
 type News struct {
-	// Settings means that node settings may have changed (see Properties).
+	// Settings means that node settings may have changed: sysctls, links, addresses, routes or neighbour entries that
+	// weir sets (see Properties).
 	Settings bool
 	// Overlay means that the tunnel, or a route of weir to other nodes' pods, may have changed.
 	Overlay bool
@@ -84,7 +85,7 @@ var nodeGroups = []uint{
 	unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
 }
 
-// WatchNode calls the function changed after node settings or paths to other nodes have changed, or may have. weir's
+// WatchNode calls changed() whenever node settings or paths to other nodes have changed, or may have changed. weir's
 // own changes count too. The first call comes at once, with all fields of News set. WatchNode returns when ctx ends,
 // or with an error if it can't listen to the kernel.
 //

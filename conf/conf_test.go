@@ -120,8 +120,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseTakesTheRuntimesKeys: Parse accepts keys that runtimes add, and returns the valid attachments and
-// prevResult.
+// TestParseTakesTheRuntimesKeys: Parse accepts keys that runtimes add. It returns the values of two of them:
+// cni.dev/valid-attachments and prevResult.
 func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	c, err := Parse([]byte(`{
 		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",
@@ -512,8 +512,8 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: CNI_ARGS have precedence over args.cni. If a needed part is missing or wrong, Identify returns an
-// error.
+// TestIdentify: Identify takes the pod's identity from CNI_ARGS, and only the missing parts from args.cni. If a
+// needed part of the identity is missing or wrong, Identify returns an error.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

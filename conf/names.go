@@ -61,11 +61,12 @@ const (
 	MaxSetEntries = 1 << 20
 )
 
-// maxComment is the length in bytes of weir's longest text for a set's entry, a rule or a link.
+// maxComment is the largest length in bytes of a text that weir gives to a set's entry, a rule or a link, such as the
+// pod's name.
 const maxComment = 255
 
-// Comment returns the text, shortened to maxComment bytes. Question marks replace the characters for which isChanged
-// returns true.
+// Comment returns the text, shortened to maxComment bytes. It replaces characters that the kernel, a backend or a
+// terminal could change (see isChanged) by question marks.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
 		text = strings.Map(func(r rune) rune {

@@ -23,7 +23,7 @@ type Route struct {
 	Scope *int `json:"scope,omitempty"`
 }
 
-// Scopes of routes, and the main table (rtnetlink(7)).
+// Scopes of routes, and the number of the main routing table (rtnetlink(7)).
 const (
 	ScopeGlobal = 0
 	ScopeLink   = 253
@@ -153,8 +153,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns a pod's routes of the family: the given routes, and a default route if none is given. Routes without
-// ScopeLink lead to the gateway.
+// RoutesOf returns a pod's routes of the family: the given routes of this family, and a default route unless one of
+// the given routes is a default route. A route without ScopeLink gets the parameter gateway as its gateway.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

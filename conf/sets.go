@@ -13,13 +13,14 @@ const (
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
-	// LinksSet has the links that another plugin made for one pod each. With iptables and many such links, further sets
-	// follow, whose names end in a number: weir-links-02 (weir-links6-02 for IPv6).
+	// LinksSet has the links of chained pods, if a link leads to a single pod. Ports of other plugins' bridges aren't
+	// in the set. With iptables and many such links, further sets follow, whose names end in a number: weir-links-02
+	// (weir-links6-02 for IPv6).
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods on the links of LinksSet, each with the pod's link.
 	SendersSet = ownSet + "senders"
 	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. They
-	// replace the class sets if the kernel can look numbers up.
+	// replace the class sets if the kernel's rules can read the number from a set's entry.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
 	// SelfSet and ErrorsSet have pairs: each address of PodsSet with itself. A packet matches SelfSet if its source is

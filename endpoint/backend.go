@@ -37,8 +37,9 @@ func ReadBackend() (conf.Backend, error) {
 // stands still, and enforces no changed policies.
 const writeWithin = time.Second
 
-// WriteBackend writes the backend's name for ReadBackend. The agent writes "" while it changes its backend. If another
-// process has the node's lock for a second, WriteBackend returns an error, and the caller tries again later.
+// WriteBackend writes the backend's name into the file of the node's lock, where ReadBackend reads it. The agent
+// writes "" while it changes its backend. If another process has the node's lock for a second, WriteBackend returns
+// an error, and the caller tries again later.
 //
 // Equivalent to: echo -n NAME >/run/weir/lock
 func WriteBackend(b conf.Backend) error {
@@ -50,8 +51,8 @@ func WriteBackend(b conf.Backend) error {
 		return fmt.Errorf("write which backend the agent uses: %w", err)
 	}
 	defer unlock()
-	// The file is written in place, because other processes wait for its lock. ReadBackend takes a partly written name
-	// for an unknown backend.
+	// The file is written in place and not replaced, because other processes wait for the lock on this file.
+	// ReadBackend takes a partly written name for an unknown backend.
 	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
 	if err == nil {
 		_, err = f.WriteAt([]byte(b), 0)

@@ -158,8 +158,8 @@ func load(path, id string) (*Endpoint, error) {
 	return e, nil
 }
 
-// check returns an error for values that the kernel would refuse. Otherwise one such record would block all other
-// pods.
+// check returns an error if the record has a value that the kernel would refuse. A record with an error counts as
+// broken (ErrBroken). Otherwise the kernel's refusal would block the changes for all other pods.
 func (e *Endpoint) check() error {
 	var err error
 	if !e.Chained { // weir doesn't use the MAC of other plugins' interfaces

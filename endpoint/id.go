@@ -27,7 +27,8 @@ var ErrTooLong = errors.New("the endpoint ID is too long")
 // included.
 const maxID = 255 - len(endingSuffix)
 
-// IDOfFile returns the ID of the attachment whose record has this file name. ok is false for all other names.
+// IDOfFile returns the ID of the attachment whose record has this file name. ok is false for all other names, also
+// for the names of records of ending attachments.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil

@@ -70,7 +70,8 @@ func (l *Lister) List() ([]Endpoint, error) {
 	return all, nil
 }
 
-// unchanged reports whether the records with these IDs are exactly the last result.
+// unchanged reports whether the last result of List is still right: it has exactly the records with these IDs, and
+// none of their files has changed.
 func (l *Lister) unchanged(ids []string) bool {
 	if len(ids) != len(l.last) || len(ids) != len(l.all) {
 		return false

@@ -29,13 +29,13 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint has one bit for each address. The bit is set if the address is probably assigned. So the function next needn't
-// read the symbolic links of all assigned addresses (see the package's comment).
+// hint has one bit for each address. The bit is set if the address is probably assigned. So a search for a free
+// address needn't look at the symbolic links of all assigned addresses (see the package's comment).
 //
 // A symbolic link is made before its bit is set, and a bit is cleared before its symbolic link is removed. So after a
-// crash, an assigned address may have a clear bit. The function next sets such a bit. If the bitmaps were damaged, a
-// free address may have a set bit. So pick rebuilds the bitmaps if next finds no free address and symbolic links have
-// changed since the last rebuild.
+// crash, an assigned address may have a clear bit. The next search that meets such an address sets the bit. If the
+// bitmaps were damaged, a free address may have a set bit. So pick rebuilds the bitmaps if the search finds no free
+// address and symbolic links have changed since the last rebuild.
 type hint struct {
 	readOnly bool // true for callers that don't have endpoint.Lock
 }
@@ -101,16 +101,16 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. If setting the bit fails, the bit stays clear, and the function
-// next reads the address's link each time.
+// mark sets the address's bit, unless h is read-only. If setting the bit fails, the bit stays clear, and each search
+// for a free address looks for the address's symbolic link.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears the address's bit. If clearing the bit fails, unmark deletes all bitmaps, because the function next
-// would skip a free address with a set bit.
+// unmark clears the address's bit. If clearing the bit fails, unmark deletes all bitmaps, because a search for a free
+// address would skip an address with a set bit.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)
@@ -159,7 +159,8 @@ func (h hint) rebuildIfStale() (bool, error) {
 	return true, h.rebuild()
 }
 
-// rebuild makes new bitmaps from the links, in a directory that then replaces mapsDir.
+// rebuild makes new bitmaps from the symbolic links of the assigned addresses, in a directory that then replaces
+// mapsDir.
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }

@@ -17,7 +17,8 @@ import (
 // name is an address, and its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
-// settleTime limits the time from the moment when host-local makes a file to the moment when the pod has the address.
+// settleTime is how long a new pod may need until its interface has the address that host-local gave it. A file of
+// host-local that is younger counts as in use, even if no namespace has the address yet.
 const settleTime = time.Minute
 
 // hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. When such

@@ -201,8 +201,8 @@ func replaceable(id string, addr netip.Addr) (owner string, err error) {
 	return owner, nil
 }
 
-// assign makes the address's link, then sets its bit. A crash in between leaves an assigned address with a
-// clear bit.
+// assign makes the symbolic link that assigns the address, and then sets the address's bit in the bitmaps. A crash
+// between these two steps leaves an assigned address with a clear bit.
 func assign(h hint, id string, addr netip.Addr) error {
 	if err := os.Symlink(id, linkPath(addr)); err != nil {
 		return fmt.Errorf("assign %s to %s: %w", addr, id, err)

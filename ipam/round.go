@@ -30,9 +30,9 @@ func runs(ranges []conf.Range) []run {
 	return all
 }
 
-// rotate reorders the addresses of the rows: the result begins with the address that follows the parameter last, and
-// ends with the address last itself. For this, rotate may split a row. If no row contains the address last, rotate
-// returns the rows unchanged.
+// rotate reorders the addresses of the rows: the result begins with the address behind `last`, and ends with `last`
+// itself. For this, rotate may split the row that contains `last`. If no row contains `last`, rotate returns the rows
+// unchanged.
 func rotate(rows []run, last netip.Addr) []run {
 	i := slices.IndexFunc(rows, func(r run) bool { return r.Contains(last) })
 	if i < 0 {

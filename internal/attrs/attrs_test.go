@@ -40,7 +40,8 @@ func TestIn(t *testing.T) {
 	}
 }
 
-// TestAppend compares appended attributes with those of the netlink library.
+// TestAppend: Append, AppendText and Nest append the same bytes that the netlink library makes for the same
+// attributes.
 func TestAppend(t *testing.T) {
 	want := nl.NewRtAttr(7|unix.NLA_F_NESTED, nil)
 	want.AddRtAttr(1, []byte{1, 2, 3})

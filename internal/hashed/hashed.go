@@ -10,12 +10,13 @@ import (
 	"iter"
 )
 
-// Map is like map[K]*V, but stores hashes instead of keys, because each value contains its key. With names as keys, it
-// needs less than half of the memory, and garbage collection visits fewer pointers.
+// Map is like map[K]*V, but stores hashes instead of keys, because each value contains its key. With names as keys,
+// Map needs less than half of the memory that a map[K]*V needs, and garbage collection visits fewer pointers.
 type Map[K comparable, V any] struct {
 	key  func(*V) K
 	hash func(K) uint64
-	// values has one value for each hash. A second value with the same hash is in others.
+	// values has one value for each hash of a key. If several keys have the same hash, the further values are in the
+	// map `others`, by key.
 	values map[uint64]*V
 	others map[K]*V
 }

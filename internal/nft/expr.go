@@ -75,8 +75,8 @@ func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }
 
-// LoadPayload returns the expression that puts bytes of the packet into a register. base names a header of the packet.
-// offset and length select bytes from there.
+// LoadPayload returns the expression that puts bytes of the packet into a register. base names a header of the
+// packet. offset is the number of bytes from the beginning of this header, and length the number of bytes to load.
 func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }

@@ -65,8 +65,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which the function among returns true. ok is false if there is none. In the order of
-// the keys, that function must return true up to some key, and false for all later keys.
+// Last returns the last key for which the function among returns true. ok is false if the function returns true for
+// no key. In the order of the keys, the function must return true up to some key, and false for all later keys.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -128,8 +128,9 @@ func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	return m
 }
 
-// WithAll returns a map that also has all keys and values of the map more. It is faster than calling With for each
-// key. It is fastest if few keys of m lie between keys of the map more.
+// WithAll returns a map with the keys and values of m and of the map more. If both maps have a key, the value is from
+// the map more. WithAll is faster than calling With for each key. It is fastest if few keys of m lie between keys of
+// the map more.
 func (m Map[K, V]) WithAll(more Map[K, V]) Map[K, V] {
 	more.root = more.union(m.root, more.root)
 	return more

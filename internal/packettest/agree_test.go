@@ -79,8 +79,8 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 // mostOfAState is the largest number of packets that are sent in one cluster. It leaves time for many clusters.
 const mostOfAState = 200
 
-// TestHasPods: with each backend, HasPods reports whether the set of all pods has entries, after Read and after
-// Refresh.
+// TestHasPods: after another program has changed the set of all pods, HasPods reports whether the set has entries.
+// With each backend, this is so after Read, and after Refresh, which reads the kernel's state in parts.
 func TestHasPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

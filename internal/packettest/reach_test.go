@@ -17,9 +17,10 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change of the policies' state. The packets
-// that the state's reach.Matrix allows must arrive, and no others. The difference of the two matrices must have exactly
-// the packets that arrive only before the change, or only after it.
+// TestRandomMatrices sends packets in random clusters, before and after a random change of the policies and of a
+// pod's labels. A reach.Matrix says which connections the policies of a cluster allow. The packets that this matrix
+// allows must arrive, and no others. The difference of the matrices before and after the change must have exactly the
+// packets that arrive only before the change, or only after it.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {

@@ -53,7 +53,8 @@ func TestPrograms(t *testing.T) {
 			bin := t.TempDir()
 			path := filepath.Join(bin, program)
 			build := exec.Command("make", "-C", "../..", "BIN="+bin, path)
-			// If a make runs this test, the make below must not get its variables.
+			// This test may run in a process of make. The make that it starts must not get the variables of that
+			// process.
 			build.Env = append(os.Environ(), "MAKEFLAGS=", "MFLAGS=")
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)

@@ -37,9 +37,9 @@ func (d *Dumper) Close() {
 // net/netlink/af_netlink.c).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list, and passes every message of the list to the function each. A
-// message is valid until that function returns. If the function returns false, Dump ends without an error. If the list
-// changed while the kernel wrote it, Dump returns nl.ErrDumpInterrupted.
+// Dump sends the request, which must ask for a list, and calls each(msg) for every message of the list. A message is
+// valid until each() returns. If each() returns false, Dump ends without an error. If the list changed while the
+// kernel wrote it, Dump returns nl.ErrDumpInterrupted.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err

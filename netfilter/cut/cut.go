@@ -4,7 +4,8 @@
 // in the opposite direction.
 //
 // Invariants:
-//   - If the rules change during a walk, the walk changes no connection on which the old and the new rules disagree.
+//   - A walk is one pass through the kernel's connection table. If the rules change during a walk, the walk changes
+//     no connection on which the old and the new rules disagree.
 //   - A walk changes no connection that the node itself has opened, and none without a pod of the node.
 //   - If a connection can't be changed, the walk continues, and returns an error at its end.
 package cut
@@ -26,7 +27,8 @@ import (
 type Result struct {
 	Cut, Restored int // connections in use that this walk has cut or restored
 	Standing      int // cut connections in the table at the end of the walk
-	// Known has at most maxKnown of the cut connections. Restore can restore these without a walk.
+	// Known has at most maxKnown of the cut connections. Restore can restore these without reading the whole
+	// connection table.
 	Known []conntrack.Edit
 	// Examples has some of the connections that were cut or restored.
 	Examples []Example
@@ -118,8 +120,8 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.end()
 }
 
-// Restore restores the known cut connections that the newest rules allow. It can replace Walk if known has all cut
-// connections, and if the rules still allow everything that they allowed before.
+// Restore restores the known cut connections that the newest rules allow. The caller can use Restore instead of Walk
+// if the parameter known has all cut connections, and if the rules still allow everything that they allowed before.
 func Restore(known []conntrack.Edit, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	w.Standing = len(known)

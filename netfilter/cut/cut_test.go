@@ -76,9 +76,9 @@ func TestWalk(t *testing.T) {
 		{Proto: unix.IPPROTO_TCP, State: synSent},
 		{Proto: unix.IPPROTO_UDP, Status: nodetest.Answered},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
-		// A connection from the node itself.
+		// Walk must leave this connection alone: the node itself has opened it.
 		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Src: netip.MustParseAddr("192.0.2.2")},
-		// A connection without a pod of this node.
+		// Walk must leave this connection alone: neither of its addresses belongs to a pod of this node.
 		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Dst: netip.MustParseAddr("10.88.1.6")},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},

@@ -56,9 +56,9 @@ func addTo(hash *maphash.Hash, kind uint16, value []byte) {
 	}
 }
 
-// Each reads the set, and passes every entry to the function each. Set.Entries stays empty. An entry's comment is valid
-// until the function each returns. If this function returns false, Each ends without an error, and Set.Print covers
-// only a part of the list. If there is no such set, the error is ErrNotExist.
+// Each reads the set, and calls each(e, comment) for every entry. Set.Entries stays empty. The comment is valid until
+// each() returns. If each() returns false, Each ends without an error, and Set.Print covers only a part of the list.
+// If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Set, err error) {

@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// PodSets implements attachment.PodSets with ipsets.
+// PodSets implements attachment.PodSets with ipsets: it puts pods' addresses into the sets of this node's pods, and
+// removes them.
 type PodSets struct{}
 
 // Name returns the name of the set of all pods of the address's family, for messages.

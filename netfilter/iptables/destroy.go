@@ -9,7 +9,8 @@ import (
 )
 
 // destroySlice limits the time in which one Apply destroys unneeded sets, if it has nothing else to do. A later Apply
-// destroys the remaining sets. If more sets or entries remain than mostLeft allows, the Apply goes on.
+// destroys the remaining sets. If more sets or entries remain than mostLeft allows, the Apply goes on destroying sets
+// after this time.
 const destroySlice = 20 * time.Millisecond
 
 // mostLeft limits the unneeded sets that an Apply leaves, and the entries in them. There is a limit, because the
@@ -17,8 +18,9 @@ const destroySlice = 20 * time.Millisecond
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
 // destroy destroys unneeded sets, and returns the sets that it leaves for a later Apply. On some kernels, destroying
-// one set takes milliseconds. If busy is true, the Apply also makes other changes, so destroy leaves as many sets as
-// mostLeft allows.
+// one set takes milliseconds. If busy is true, the Apply also makes other changes: destroy then stops as soon as
+// mostLeft allows the remaining sets. If busy is false, destroy goes on at least until destroySlice is over, or until
+// it has destroyed all sets.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0
 	for _, name := range names {

@@ -35,12 +35,13 @@ type Driver struct {
 	// settled is the last applied ruleset. It is nil if the kernel may have other rules or sets.
 	settled *ruleset.Ruleset
 	left    []string
-	refresh *refresh // the Refresh that has begun and isn't done, or nil
+	refresh *refresh // which parts of the kernel's state Refresh has still to read; nil if no Refresh has begun
 	fresh   bool
 	// pods is true for a family if the family's set of all pods may have entries (HasPods).
 	pods     [len(conf.Families)]bool
 	lowering lowering
-	// support says for each family whether the kernel and iptables support numbers of classes (see numbers.go).
+	// support says for each family whether the rules can find a pod's class by a number in the pod's set entry. This
+	// needs support by the kernel and by iptables (see numbers.go).
 	support  [len(conf.Families)]support
 	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes (numbers.go)
 	wanted   [len(conf.Families)]bool

@@ -263,7 +263,8 @@ func TestKnows(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the watch doesn't begin")
 	}
-	// told returns the generations that Watch has reported since the last call.
+	// told makes another program add and delete a rule, and waits until Watch has reported these two changes. It
+	// returns the generations of the earlier changes that Watch has reported since the last call.
 	told := func() (all []uint32) {
 		t.Helper()
 		nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")

@@ -51,11 +51,12 @@ const (
 	legacyPause = time.Second
 )
 
-// Keep makes sure that the family's chain FORWARD has the rules, if the chain drops packets by default. If the rules
-// are the same as in the last call, Keep does nothing in two cases: it knows that the chain is right, or the last call
-// failed less than legacyPause ago. repaired is true if the wanted rules are the same as before, but Keep has changed
-// weir's rules in the chain again: another program has changed the chain. If Keep fails, Notes has the reason. The
-// chain may then drop pods' packets, but no packet passes that the policies deny.
+// If the family's chain FORWARD drops packets by default, Keep makes sure that the chain has the rules. Otherwise it
+// removes weir's rules from the chain. If the rules are the same as in the last call, Keep does nothing in two cases:
+// it knows that the chain is right, or the last call failed less than legacyPause ago. repaired is true if the wanted
+// rules are the same as before, but Keep has changed weir's rules in the chain again: another program has changed the
+// chain. If Keep fails, Notes has the reason. The chain may then drop pods' packets, but no packet passes that the
+// policies deny.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
