@@ -96,7 +96,7 @@ func solicitations(t *testing.T, netns, link string) (sent string) {
 	return sent
 }
 
-// TestABridgeGetsItsOtherFamily: if a node with IPv4 pods gets an IPv6 pod, its IPv4 pods stay connected.
+// TestABridgeGetsItsOtherFamily: if a node with IPv4 pods gets an IPv6 pod, the IPv4 pods stay connected.
 func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -32,8 +32,9 @@ const (
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. Behind each prefix except ownSet, the name has a hash, or NoneClass or OpenClass.
-// Behind BlockSets, the name of a merged set has "mrg-" and a hash.
+// Prefixes of the names of sets. After each prefix except ownSet, a name ends with a hash. The sets of two classes
+// have NoneClass or OpenClass instead of the hash. The name of a merged set of networks has "mrg-" and a hash after
+// BlockSets.
 const (
 	ownSet         = "weir-"
 	IngressClasses = ownSet + "in-"

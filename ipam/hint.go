@@ -29,8 +29,9 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint has one bit for each address. The bit is set if the address is probably assigned. So a search for a free
-// address needn't look at the symbolic links of all assigned addresses (see the package's comment).
+// hint reads and changes the bitmaps of assigned addresses. They have one bit for each address. The bit is set if the
+// address is probably assigned. So a search for a free address needn't look at the symbolic links of all assigned
+// addresses (see the package's comment).
 //
 // A symbolic link is made before its bit is set, and a bit is cleared before its symbolic link is removed. So after a
 // crash, an assigned address may have a clear bit. The next search that meets such an address sets the bit. If the

@@ -28,7 +28,7 @@ func (l *List[K, T]) Put(values ...*T) {
 	}
 }
 
-// Remove removes the values. It ignores values that Put has replaced.
+// Remove removes the values. It ignores a value that Put has replaced by another value with the same key.
 func (l *List[K, T]) Remove(values ...*T) {
 	for _, v := range values {
 		if k := l.key(v); l.all[k] == v {

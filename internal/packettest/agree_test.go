@@ -76,7 +76,8 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 	return headers, expect, n.Send(headers, expect)
 }
 
-// mostOfAState is the largest number of packets that are sent in one cluster. It leaves time for many clusters.
+// mostOfAState is the largest number of packets that are sent in one cluster. With this limit, the test has time for
+// many clusters.
 const mostOfAState = 200
 
 // TestHasPods: after another program has changed the set of all pods, HasPods reports whether the set has entries.

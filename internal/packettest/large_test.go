@@ -22,7 +22,8 @@ func TestLargePolicies(t *testing.T) {
 	}
 	var (
 		web, big = netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.4")
-		// even and last are the first and the last of policytest's 100,000 even addresses.
+		// policytest.EvenAddresses(100_000) returns every second address from 172.16.0.0 on. even is the first of
+		// these addresses, and last is the last one.
 		even, last = netip.MustParseAddr("172.16.0.0"), netip.MustParseAddr("172.19.13.62")
 		odd        = even.Next()
 	)

@@ -79,7 +79,8 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 			}
 		}
 	}
-	// An assured entry stays even if the connection table is full.
+	// The new entry gets the status "assured", so that the kernel doesn't delete it when the connection table is
+	// full.
 	const confirmed, seenReply = 1 << 3, 1 << 1 // enum ip_conntrack_status
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }

@@ -487,7 +487,7 @@ func TestWithoutIP6tables(t *testing.T) {
 		t.Error(err)
 	}
 	mustRemove(t, d)
-	// If ip6tables works, nothing fails, even if another program has used ip6tables before.
+	// If ip6tables works, Apply must succeed, even if another program has used ip6tables before.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)

@@ -82,7 +82,8 @@ func TestLegacyForward(t *testing.T) {
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
 		}
-		// CleanOtherFlavour removes these rules only if the node uses iptables-legacy.
+		// The node uses iptables-nft, so CleanOtherFlavour must keep these rules. It removes them only if the node
+		// uses iptables-legacy.
 		accept(false, "-i weir0 own", "-o weir0 own")
 		d.Flavour = Legacy
 		if err := d.CleanOtherFlavour(t.Context()); err != nil {
