@@ -17,9 +17,10 @@ type view struct {
 	services []policy.Service
 }
 
-// View returns the Services and the objects in force (see the package's comment) at the last update. It returns only
-// the pods for which the function keep returns true. Before the first update it returns nothing. Callers must not
-// change the results. Any goroutine may call it.
+// View returns the Services and the other objects of the last update. If the newest version of an object couldn't be
+// read, View returns the version that the agent enforces. View leaves out the pods for which the function keep returns
+// false. Before the first update, View returns nothing. Callers must not change the results. Any goroutine may call
+// View.
 func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	v := d.view.Load()
 	if v == nil {

@@ -94,7 +94,7 @@ func splitDocuments(data []byte) [][]byte {
 		}
 		if !starts || (len(rest) > 0 && !bytes.ContainsAny(rest[:1], " \t\r\n")) {
 			if line[0] == '%' && len(bytes.TrimSpace(now)) == 0 {
-				line = []byte("\n") // drops a directive, such as %YAML 1.1
+				line = []byte("\n") // removes a directive, such as %YAML 1.1
 			}
 			now = append(now, line...)
 			continue
@@ -224,8 +224,8 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add records the path of the current field as given twice. When the total length exceeds maxDuplicates, it records
-// wholeObject instead.
+// add records the path of the current field as given twice. If the total length of the paths exceeds maxDuplicates, it
+// records wholeObject instead: then every field of the object counts as given twice.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return

@@ -10,8 +10,9 @@ import (
 	"strings"
 )
 
-// isManifest reports whether Dir reads files of this name. A name that begins with two dots belongs to kubelet's copies
-// of a ConfigMap. A name that begins with .# is an editor's lock.
+// isManifest reports whether the agent reads files of this name: the extension must be .yaml, .yml or .json, in upper
+// or lower case. Two kinds of names are refused: those that begin with two dots (kubelet's copies of a ConfigMap), and
+// those that begin with .# (locks of editors).
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))

@@ -115,8 +115,9 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems returns, for each item of the field, the paths in o.duplicates that are below the item. If a path
-// is not below an item, duplicatesInItems returns wholeObject in the list all, which applies to every item.
+// duplicatesInItems returns which fields of the items are given twice. The parameter field names the list of items.
+// The keys of the map in are the items' indexes, and its values are paths of fields below the item. If a field outside
+// of the list is given twice, the result all is wholeObject: then every field of every item may be given twice.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {

@@ -2,9 +2,10 @@
 //
 // Invariants:
 //   - All sources use this package, so a pod has the same meaning in a manifest and in the API server.
-//   - If policy needs a field of a pod or a Node, and the field can't be read, that is a problem of the object. The
+//   - If package policy needs a field of a pod or a Node, and the field can't be read, the object gets a problem. Its
 //     other fields are used.
-//   - IsPod returns true if and only if Pod would return the same pod, without problems.
+//   - IsPod compares a converted pod with a Kubernetes pod. It returns true if and only if Pod, called with the
+//     Kubernetes pod, would return an equal pod without problems.
 //   - The package reads no file, and asks no API server.
 package objects
 

@@ -141,8 +141,8 @@ func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	}
 }
 
-// address parses an address of a pod. It refuses an address with a zone, and the addresses 0.0.0.0 and ::, because a
-// set can't contain them.
+// address parses an address of a pod. It refuses an address with a zone, and the addresses 0.0.0.0 and ::, because the
+// kernel's sets can't contain them.
 func address(s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {

@@ -51,7 +51,8 @@ func randomPod(r *rand.Rand) *corev1.Pod {
 	return p
 }
 
-// TestIsPod: IsPod returns true if and only if Pod returns the same pod, without problems. IsPod allocates no memory.
+// TestIsPod: IsPod returns true if and only if the converted pod, its first argument, equals the result of Pod for the
+// second argument, and Pod finds no problems. IsPod allocates no memory.
 func TestIsPod(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	alike := 0

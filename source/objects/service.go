@@ -133,7 +133,8 @@ func addresses(texts []string) (all []netip.Addr) {
 	return all
 }
 
-// protocol allocates no memory for TCP, UDP and SCTP, because IsPod calls it for each pod of the cluster.
+// protocol converts a protocol's name. For TCP, UDP and SCTP it allocates no memory, because IsPod calls it for each
+// pod of the cluster.
 func protocol(p corev1.Protocol) ruleset.Protocol {
 	switch p {
 	case corev1.ProtocolTCP, "": // the API's default is TCP

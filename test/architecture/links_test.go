@@ -66,8 +66,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure reports whether a package must use no file, no socket and no part of the kernel. A pure package may link another
-// package of weir only if the other package is pure.
+// pure reports whether a package must be pure: it may use no file, no socket and no part of the kernel. Of weir's own
+// packages, it may link only pure ones.
 func pure(pkg string) bool {
 	return !forTests(pkg) && (within(pkg, "policy") || within(pkg, "conf")) ||
 		slices.Contains([]string{"agent/choice", "internal/excerpt", "internal/hashed", "internal/ordered"}, pkg)
@@ -89,8 +89,8 @@ var harmlessFolders = []string{"k8s.io/api", "k8s.io/apimachinery"}
 // from text.
 var harmlessOfNet = []string{"HardwareAddr", "ParseMAC"}
 
-// TestPure: of weir's own packages, a pure package links only pure ones. It links no drivers, and directly imports only
-// harmless packages.
+// TestPure: of weir's own packages, a pure package links only pure ones. It links no library that reaches the kernel
+// or the API server. Directly, it imports only packages in the list harmless.
 func TestPure(t *testing.T) {
 	deps := dependencies(t)
 	found := map[string]bool{}

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// floors has the rooms of each floor, from the top floor down. A package may import packages of its own floor and of
-// lower floors.
+// floors orders the rooms, which are the top-level folders. Each inner list is a floor, and the top floor comes first.
+// A package may import packages of its own floor and of lower floors.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -30,7 +30,8 @@ var floors = [][]string{
 // outside has folders with programs that aren't part of weir. No room imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: imports lead to the same floor or down, and form no cycle. No production code imports code for tests.
+// TestRooms: a package imports only packages of its own floor and of lower floors (see floors). Imports between rooms
+// (top-level folders) form no cycle. No production code imports code for tests.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))

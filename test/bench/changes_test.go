@@ -90,7 +90,8 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// byEngine passes deltas to an engine and a backend, as the agent does. If native is true, the backend is nftables.
+// byEngine returns a function that makes a changer of weir's own rules. As in the agent, the engine computes the rules
+// from the changed objects, and a backend writes them. If native is true, the backend is nftables, otherwise iptables.
 func byEngine(native bool) func(*testing.T, *packetNode, *workload, iptables.Flavour) changer {
 	return func(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 		b := n.backend(t, native, flavour)

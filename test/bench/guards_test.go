@@ -17,8 +17,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// This file has other layouts of the guard's rules. docs/benchmarks.md compares them with the guard. Each layout has
-// only the rules that the measured packets meet, and a rule that drops all other frames.
+// The guard is the nftables tables that check frames from pods' ports. This file has other ways to write its rules
+// (layouts). docs/benchmarks.md compares these layouts with the guard. Each layout has only the rules that the
+// measured packets meet, and a rule that drops all other frames.
 
 // guardedPort is a pod's port on the bridge, with the MAC and the address from which the pod may send.
 type guardedPort struct {
@@ -44,7 +45,8 @@ const (
 	netdevGroup = 77
 )
 
-// static compares the whole Ethernet header and the sender with fixed values, without a look-up.
+// static returns a rule that accepts the port's own packets. It compares the whole Ethernet header and the source
+// address with fixed values, and looks nothing up in a set.
 func (p guardedPort) static() string {
 	gateway := bridge.MAC(podSubnet.Addr().Next())
 	return fmt.Sprintf("@ll,0,112 0x%s%s0800 ip frag-off & 0x3fff == 0 ip daddr != 127.0.0.0/8 ip saddr %s accept",
@@ -62,8 +64,8 @@ func pastTable(family string) string {
 		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"
 }
 
-// byName looks up the link's name, the MAC and the address in a set without a fixed size. The guard did this until
-// November 2026.
+// byName is the layout that the guard had until November 2026: its rule looks up the link's name, the MAC and the
+// address in a set without a fixed size.
 func byName(n *packetNode) string {
 	set := "set senders4 { typeof iifname . ether saddr . ip saddr; elements = { "
 	for _, p := range n.guardedPorts() {
@@ -72,7 +74,7 @@ func byName(n *packetNode) string {
 	return inBridge(set+"} }", usual+"iifname . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
 }
 
-// byMap looks up the index of the link in a map. The map's entry leads to the port's own chain.
+// byMap is a layout whose rule looks up the index of the link in a map. The map's entry leads to the port's own chain.
 func byMap(n *packetNode) string {
 	chains, leads := "", "map ports { typeof iif : verdict; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {
@@ -83,7 +85,8 @@ func byMap(n *packetNode) string {
 }
 
 // atLinks has a chain at the ingress hook of each port. This chain sees all of the port's frames, so the layout needs
-// no chain in the bridge. The layout has the table weir-ports only for IPv6, and the measured packets are IPv4.
+// no chain in the bridge. The layout has the table weir-ports only for IPv6. So the measured packets, which are IPv4,
+// don't meet this table.
 func atLinks(n *packetNode) string {
 	all := "table netdev weir {\n"
 	for _, p := range n.guardedPorts() {
@@ -99,8 +102,9 @@ func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }
 
-// byLock is for locked ports: the bridge itself drops each frame whose source MAC has no forwarding entry for the port.
-// The bridge neither logs nor counts these frames. A chain behind the bridge then looks up the MAC and the address.
+// byLock is a layout for locked ports: the bridge itself drops each frame whose source MAC has no forwarding entry for
+// the port. The bridge neither logs nor counts these frames. A chain behind the bridge then looks up the MAC and the
+// address.
 func byLock(n *packetNode) string {
 	set := "set senders4 { typeof ether saddr . ip saddr; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {

@@ -225,7 +225,8 @@ func (f *flows) turn() map[string][]float64 {
 
 // round changes a policy four times. First, the policy allows a flow. The next two changes give the policy another
 // port, so that it allows a new flow and denies the previous one. The last change makes the policy allow nothing. For
-// each flow that a change allows or denies, round calls the function record.
+// each flow that a change allows or denies, round calls the function record. Its arguments are the kind of change, the
+// time of the change, and the time at which the first allowed packet, or the last packet before the denial, was sent.
 func (f *flows) round(wait func(), record func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

@@ -36,7 +36,8 @@ const core = 1
 
 const warmUp = 2
 
-// measure returns the processor time of one repetition. The time includes the kernel's forwarding, which happens in the
+// measure repeats the traffic k until the processor time reaches atLeast. It returns the average processor time of one
+// repetition, such as one connection or one packet. The time includes the kernel's forwarding, which happens in the
 // sender's system call. On a very busy machine, measure may fail, because a packet is lost.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration, err error) {
 	t.Helper()

@@ -51,7 +51,8 @@ metadata: {name: shut, namespace: shop}
 spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 `
 
-// TestAudit: a connection that only an audited policy would drop passes, and is reported.
+// TestAudit: an audited policy (with the annotation weir.io/audit) drops nothing. If such a policy would drop a
+// connection that all enforced policies allow, the connection passes, and "weirctl drops --audit" reports it.
 func TestAudit(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -162,9 +163,9 @@ func TestAudit(t *testing.T) {
 	})
 }
 
-// TestAuditSetWithoutAgent: if a policy's audit annotation is removed while no agent runs, the next agent cuts a
-// connection that the policy doesn't allow. If the annotation is set again while no agent runs, the next agent lets
-// packets of this connection pass again.
+// TestAuditSetWithoutAgent: an audited policy drops nothing. If its annotation weir.io/audit is removed while no agent
+// runs, the next agent enforces the policy: it cuts an established connection that the policy doesn't allow. If the
+// annotation is set again while no agent runs, the next agent lets packets of this connection pass again.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: if another program deletes the rules that check packets, and the kernel refuses one
-// of them when the agent writes them again, isolated pods are closed.
+// TestAFlushWhileTheKernelRefuses: another program deletes the rules that check packets, and the kernel refuses one of
+// these rules when the agent writes them again. Then no connection to an isolated pod succeeds.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
-	// The key is a part of the text of a rule for iptables. The value has bytes of the nf_tables request for the same
-	// rule.
+	// Each entry says which rules are refused. The key is a part of the rules' text for iptables. The value is a part
+	// of the rules' nf_tables requests.
 	for refused, request := range map[string]string{
 		"connlabel": "\x08\x00\x02\x00\x00\x00\x00\x0d", // NFT_CT_LABELS
 		"comment":   "weir: connections that were let through",

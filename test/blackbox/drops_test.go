@@ -54,7 +54,7 @@ type followed struct {
 	lines chan *shownDrop
 }
 
-// follow starts weirctl drops -f. It doesn't wait until the agent has received the request.
+// follow starts "weirctl drops -f". It doesn't wait until the agent has received the request.
 func follow(n *nodetest.Node, args ...string) *followed {
 	n.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weirctl"), append([]string{"drops", "-f", "-o", "json"}, args...)...)
@@ -87,7 +87,8 @@ func follow(n *nodetest.Node, args ...string) *followed {
 	return f
 }
 
-// TestDropsOfTheGuard: if a pod sends with a forged address, weirctl drops and a metric show the drop.
+// TestDropsOfTheGuard: if a pod sends a packet with a forged address, the packet is in the output of "weirctl drops",
+// and a metric counts it.
 func TestDropsOfTheGuard(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -121,7 +122,7 @@ func TestDropsOfTheGuard(t *testing.T) {
 	}
 }
 
-// TestDrops: weirctl drops shows a denied connection with its pods and policies.
+// TestDrops: "weirctl drops" shows a denied connection with its pods and policies.
 func TestDrops(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

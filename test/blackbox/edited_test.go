@@ -20,8 +20,8 @@ func problemOf(object string) *regexp.Regexp {
 	return regexp.MustCompile(`PROBLEM: +` + regexp.QuoteMeta(object))
 }
 
-// edited gives the Node a-evil each of the claims in turn. Each time, every agent must report a problem of a-evil and
-// of no other Node, and pods must still reach each other.
+// edited gives the Node a-evil each of the claims in turn. A claim is a pair: the Node's addresses, and its podCIDRs.
+// Each time, every agent must report a problem of a-evil and of no other Node, and pods must still reach each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -85,8 +85,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge: if Nodes have no creationTimestamp, and one of them claims an address or a network that another
-// Node already has, the other Node keeps its claim.
+// TestNodesWithoutAge: if Nodes have no creationTimestamp, and a Node claims an address or a network that belongs to
+// another Node already, the earlier owner keeps the address or the network.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -33,7 +33,8 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: for each reason for which weir drops packets, weirctl drops shows the reason and the sender.
+// TestEveryDropShows: whatever the reason for which weir drops a packet, "weirctl drops" shows the reason and the
+// sender.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

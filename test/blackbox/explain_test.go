@@ -147,8 +147,8 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs removes the client from weir's sets. explain must then exit with code 4, until a resync has repaired the
-// sets.
+// differs removes the client's address from weir's sets. "weirctl explain" must then exit with code 4, until the agent
+// has repaired the sets. Then it must exit with code 0.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	n.Eventually("explain tells that the client isn't in weir's sets", func() error {

@@ -218,8 +218,8 @@ func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a tunnel to another node. The result named here is the MAC of the tunnel's end on this
-// node. The result named there is the MAC of its end on the other node.
+// tunnelNode makes a node with the pods e and b, and with a tunnel to another node. The last two results are MACs of
+// the tunnel's ends: on this node (the result "here"), and on the other node (the result "there").
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -280,8 +280,9 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: if an earlier version of weir has made pods' ports without a guard, and without protection
-// against router advertisements, the agent makes the guard, and removes the IPv6 addresses and routes of these ports.
+// TestPortsOfAnEarlierWeir: an earlier version of weir has made pods' ports without the guard (the tables that check
+// frames from pods), and without protection against router advertisements. The new agent makes the guard, and removes
+// the IPv6 addresses and routes of these ports.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -10,8 +10,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHeldPackets: if a policy forbids a connection while another program's NFQUEUE rule holds the connection's first
-// packet, which weir's rules have allowed, the connection is cut after the program lets the packet go on.
+// TestHeldPackets: weir's rules have allowed the first packet of a connection, and then another program's NFQUEUE rule
+// holds this packet. If a new policy forbids the connection meanwhile, the agent cuts the connection after the program
+// has let the packet go on.
 func TestHeldPackets(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -19,7 +19,8 @@ func podSet() (string, error) {
 	return nodetest.Try("ipset", "list", nodetest.PodSet)
 }
 
-// takeOut removes an IPv4 address from weir's sets: from all ipsets, or from the nftables sets below.
+// takeOut removes an IPv4 address from weir's sets. With the backend iptables, it removes the address from all ipsets.
+// With nftables, it removes the address from the sets in the list below.
 func takeOut(t testing.TB, address string) {
 	t.Helper()
 	sets := []string{nodetest.PodSet, "weir-self", "weir-errors", "weir-in", "weir-eg"}

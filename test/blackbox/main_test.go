@@ -1,6 +1,7 @@
-// Package blackbox tests the built programs with real packets: a pod attacks, a part fails, or an object is hostile. It
-// imports none of weir's own packages except nodetest. So it can also test programs of an earlier commit: the variable
-// WEIR_PROGRAMS names a directory with weir, weir-agent and weirctl. "make blackbox" shows which tests fail with them.
+// Package blackbox tests the built programs with real packets: a pod attacks, a part fails, or an object is hostile.
+// It imports none of weir's own packages except nodetest. So it can also test programs of an earlier commit: the
+// variable WEIR_PROGRAMS names a directory with weir, weir-agent and weirctl. "make blackbox" shows which tests fail
+// with these earlier programs.
 package blackbox
 
 import (

@@ -208,8 +208,9 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose: if a policy has a wrong field, the pods that it selects are closed. If its podSelector can't be
-// read, its last good version stays in force. Without a good version, all pods of the namespace are closed.
+// TestBadPoliciesClose: if a policy has a wrong field, it allows nothing, and isolates the pods that it selects. If
+// the policy's podSelector can't be read, the policy's last good version stays in force. Without a good version, the
+// policy isolates all pods of the namespace, and allows nothing.
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

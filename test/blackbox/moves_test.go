@@ -384,8 +384,8 @@ func TestKilledWhileItMoves(t *testing.T) {
 	m.end()
 }
 
-// TestKilledBeforeASetIsFilled: if the agent is killed during a move to iptables, after it has made a set and before it
-// fills the set, the next agent completes the move. During this, the kernel drops no packet that the policies allow.
+// TestKilledBeforeASetIsFilled: if the agent is killed during a move to iptables, after it has made a set and before
+// it fills the set, the next agent completes the move. Meanwhile, the kernel drops no packet that the policies allow.
 func TestKilledBeforeASetIsFilled(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

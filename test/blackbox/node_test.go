@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is ten seconds until the resync, and fifty more for a busy machine.
+// repairTime is how long a repair may take: ten seconds until the agent compares the node with its settings again, and
+// fifty more for a busy machine.
 const repairTime = 10*time.Second + 50*time.Second
 
 const service = "10.96.0.1:80"
@@ -118,7 +119,7 @@ type damage struct {
 	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }
 
-// comesBack does each damage in turn. The agent must repair and report each damage.
+// comesBack damages the node in each of these ways, one after the other. The agent must repair and report each damage.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {

@@ -49,7 +49,7 @@ type refusal struct {
 	// testRefused calls the function before, applies spec, and calls the function after. Later it calls the function
 	// mended: then the kernel accepts the part that it has refused.
 	before, after, mended func(*nodetest.Node)
-	opens                 bool // true if port 1234 is open after mended
+	opens                 bool // true if pods reach port 1234 after the call of mended
 	legacy                bool // true if the node uses iptables-legacy
 	// With nftables, the kernel refuses each request that has this kind and contains the bytes in request. If the
 	// kernel thus refuses more of the policy than field names, the agent must report the text in rule instead of the

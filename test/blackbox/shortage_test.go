@@ -136,7 +136,7 @@ func TestNoRoomIsLeft(t *testing.T) {
 			}
 			return err
 		})
-		// During the first call of fill, the agent may have had a temporary file, whose room is free again.
+		// During the first call of fill, the agent may have had a temporary file, whose space is free again.
 		if err := fill(); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatalf("fill the %s again: %v", lacks, err)
 		}

@@ -19,8 +19,9 @@ import (
 
 var podAddress = regexp.MustCompile(`10\.77\.0\.\d+`)
 
-// TestAddsAndDelsAreNobodysTampering: the agent doesn't undo changes of sets that ADD and DEL make during a resync.
-// While ADD of a pod runs, the agent doesn't take the pod's address out of the set of all pods.
+// TestAddsAndDelsAreNobodysTampering: ADD and DEL change sets while the agent reads the sets from the kernel and
+// repairs them (a resync). The agent doesn't undo these changes. While ADD of a pod runs, the agent doesn't take the
+// pod's address out of the set of all pods.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -407,8 +407,8 @@ func TestStoppedAgent(t *testing.T) {
 	asked.Wait()
 }
 
-// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix name the manifest, and diff refuses to
-// compare.
+// TestGapsOfTheAgent: if the agent can't read a manifest, the commands "weirctl explain" and "weirctl matrix" name the
+// manifest, and "weirctl diff" fails, because it can't compare.
 func TestGapsOfTheAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -155,7 +155,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: if the host's firewall drops untracked tunnel packets, the status says so.
+// TestAHostFirewallByState: tunnel packets are untracked. So a host firewall that accepts only tracked packets drops
+// them. Then weirctl status warns of the host firewall.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

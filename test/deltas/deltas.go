@@ -1,4 +1,5 @@
-// Package deltas adds up a source's deltas, so that tests can compare all of the source's objects.
+// Package deltas adds up deltas, which have only the changed objects of a source. So tests can compare all of the
+// source's objects.
 package deltas
 
 import (
@@ -26,8 +27,8 @@ func NewSum() *Sum {
 	}
 }
 
-// Add adds the delta, and returns all objects. Pods, policies and namespaces are ordered by name. For a nil delta, Add
-// returns nil.
+// Add adds the changed objects in the delta, and returns all objects that the source now has. Pods, policies and
+// namespaces are ordered by name. For a nil delta, Add returns nil.
 func (s *Sum) Add(d *policy.Delta) *policy.Objects {
 	if d == nil {
 		return nil

@@ -1,4 +1,4 @@
-// Package drops_test floods a node with packets, and checks the output of weirctl drops and weirctl flows.
+// Package drops_test floods a node with packets, and checks the output of "weirctl drops" and "weirctl flows".
 package drops_test
 
 import (
@@ -33,7 +33,8 @@ type cost struct {
 	took, agent, own time.Duration
 }
 
-// cost begins to measure. The agent must run until the method end is called.
+// cost begins to measure the processor time of the agent and of this process. The method end ends the measurement. The
+// same agent must run until then.
 func (n *node) cost() *cost {
 	n.Helper()
 	return &cost{node: n, began: time.Now(), agent: processorTime(n, n.AgentPID()), own: nodetest.CPU(n)}
@@ -66,8 +67,8 @@ func late(singles []time.Duration) (late int) {
 	return late
 }
 
-// TestFlood: while one pod sends 50,000 denied packets per second, weirctl drops shows single packets of another pod,
-// each within a second. One packet may show later.
+// TestFlood: while one pod sends 50,000 denied packets per second, "weirctl drops" shows single packets of another
+// pod, each within a second. At most one packet may be shown later.
 func TestFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

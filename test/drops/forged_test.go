@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFloodOfForgedSenders: while one pod sends a flood of packets with a forged sender, weirctl drops shows another
+// TestFloodOfForgedSenders: while one pod sends a flood of packets with a forged sender, "weirctl drops" shows another
 // pod's denied packets, each within a second. One packet may show later, because a busy machine may stall once.
 func TestFloodOfForgedSenders(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -70,7 +70,7 @@ func socketDrops(n *node) (drops int) {
 	return drops
 }
 
-// TestTaken: if another program reads the log group, the agent says why it can't read drops.
+// TestTaken: if another program reads the log group, the agent says why it can't read dropped packets.
 func TestTaken(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

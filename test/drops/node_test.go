@@ -98,7 +98,8 @@ func (n *node) logged() (packets uint64) {
 	return packets
 }
 
-// agree waits until the counts in the reader's lines add up to the number of logged packets.
+// agree waits until the counts in the lines that the reader has got from weirctl add up to the number of packets that
+// the kernel has logged.
 func (n *node) agree(r *reader, sender *sender) {
 	n.Helper()
 	n.stands(r, sender, func(shown uint64) error {
@@ -109,9 +110,9 @@ func (n *node) agree(r *reader, sender *sender) {
 	})
 }
 
-// stands adds up the counts in the reader's lines, and waits until the function right returns nil for the sum. The
-// agent notices lost packets only when a later packet arrives. Later packets may be lost too, so stands sends another
-// packet from time to time.
+// stands waits until the function right returns nil for the sum of the counts in the reader's lines. The agent notices
+// lost packets only when a later packet arrives, and later packets may be lost too. So this method sends another
+// packet every five seconds.
 func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error) {
 	n.Helper()
 	var sent time.Time
@@ -189,7 +190,7 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 	return at, ok
 }
 
-// await sends packets with the sender quiet until the reader gets a line about one of them.
+// await lets the quiet pod (the parameter quiet) send packets until the reader gets a line about one of these packets.
 func (r *reader) await(n *node, quiet *sender) {
 	n.Helper()
 	n.Eventually("the reader gets lines", func() error {
@@ -203,8 +204,8 @@ func (r *reader) await(n *node, quiet *sender) {
 	})
 }
 
-// single sends packets one by one with the sender quiet. For each packet, it returns how long it took until a line
-// showed the packet.
+// single lets the quiet pod (the parameter quiet) send packets one by one. For each packet, it returns the time from
+// the sending until a line showed the packet.
 func (r *reader) single(n *node, quiet *sender) (took []time.Duration) {
 	n.Helper()
 	for i := range *rounds {

@@ -155,7 +155,8 @@ func workers(t *testing.T) []node {
 	return all
 }
 
-// apart returns three workers. a and neighbour are in the same subnet, and remote is in another.
+// apart returns three workers. The results a and neighbour are in the same subnet. The result remote is in another
+// subnet.
 func apart(t *testing.T) (a, neighbour, remote node) {
 	t.Helper()
 	all := workers(t)

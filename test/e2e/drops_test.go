@@ -145,8 +145,8 @@ func TestDropEvents(t *testing.T) {
 	}
 }
 
-// TestDropsGoOn: if a node's agent restarts, kubectl weir drops -f reports the restart, and then shows the drops of the
-// next agent.
+// TestDropsGoOn: if a node's agent restarts, "kubectl weir drops -f" reports the restart. Then it shows the packets
+// that are dropped while the next agent runs.
 func TestDropsGoOn(t *testing.T) {
 	ns, _, server, wget := denied(t, "drops-go-on")
 	drops, said := followDrops(t, "-n", ns)

@@ -51,8 +51,8 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// followDrops starts kubectl weir drops -f. The function drops returns the drops that the command has printed. The
-// function said returns the command's lines on standard error.
+// followDrops starts "kubectl weir drops -f". The result drops is a function that returns the dropped packets that the
+// command has printed so far. The result said is a function that returns the command's lines on standard error.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop, said func() []string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -143,8 +143,8 @@ type explained struct {
 	}
 }
 
-// TestDropsAndExplain: kubectl weir drops -f shows a denied connection within a second, and kubectl weir explain names
-// the same policies. In CI, where the machine may be busy, the drop may take a minute.
+// TestDropsAndExplain: "kubectl weir drops -f" shows a denied connection within a second, and "kubectl weir explain"
+// names the same policies. In CI, where the machine may be busy, the drop may take a minute.
 func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")

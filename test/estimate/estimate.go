@@ -41,7 +41,8 @@ func Interval(list []float64) (low, high float64, ok bool) {
 	return sorted[rank], sorted[len(sorted)-1-rank], true
 }
 
-// Text returns the median with its interval, or with a remark that there are too few values.
+// Text returns the median with its interval (see Interval), or with a remark that there are too few values. The
+// numbers have as many decimals as the parameter digits says.
 func Text(list []float64, digits int) string {
 	low, high, ok := Interval(list)
 	if !ok {

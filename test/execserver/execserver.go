@@ -10,8 +10,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// Serve answers an exec request over a WebSocket. It calls run in place of the command. If run returns an error, the
-// command has failed. The channel gone is closed when the client leaves.
+// Serve answers an exec request over a WebSocket. It calls the function run in place of the command. If run returns an
+// error, the client is told that the command has failed. When the client leaves, Serve closes the channel gone.
 func Serve(
 	w http.ResponseWriter, r *http.Request,
 	run func(command []string, stdin io.Reader, stdout, stderr io.Writer, gone <-chan struct{}) error,

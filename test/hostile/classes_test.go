@@ -228,8 +228,8 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags adds frames with tags of IEEE 802.1Q and 802.1ad. The kernel ignores a single tag with VLAN ID 0, so policies
-// decide on E's own packets with such a tag.
+// tags adds frames with tags of IEEE 802.1Q and 802.1ad. The kernel ignores a single tag with VLAN ID 0. So if the
+// hostile pod (E) sends a packet with such a tag from its own MAC and address, policies decide on the packet.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -344,7 +344,8 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse opens connections of the victim. They stay open, so that E can forge packets that seem to belong to them.
+// converse opens connections of the victim pod. These connections stay open, so that the hostile pod (E) can forge
+// packets that seem to belong to them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {

@@ -52,7 +52,7 @@ func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.seri
 
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ownName reports whether E has an address of the packet's family. ARP counts as IPv4.
+// ownName reports whether E, the hostile pod, has an address of the packet's family. ARP counts as IPv4.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {
@@ -65,7 +65,8 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP belongs to IPv4
 }
 
-// own adds a frame with E's own address as the sender. If E has no address of the family, the frame counts as forged.
+// own adds a frame with the hostile pod's own address as the sender. If the pod (E) has no address of the family, the
+// frame counts as forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }

@@ -33,7 +33,8 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery forges messages that must be dropped even if they come from E's own MAC and address.
+// neighbourDiscovery forges messages that must be dropped even if they come from the hostile pod's own MAC and
+// address.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")

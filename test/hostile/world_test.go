@@ -205,7 +205,8 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// guarded makes a node with weir. A policy denies all connections from and to E. The other pods have no policies.
+// guarded makes a node with weir. A policy denies all connections from and to the hostile pod (E). The other pods have
+// no policies.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}

@@ -27,8 +27,8 @@ const (
 	Assured  = 1 << 2
 )
 
-// Fill makes a network namespace for the goroutine's thread, and adds entries to the namespace's connection table. It
-// needs root.
+// Fill makes a network namespace for the goroutine's thread, and adds entries to the namespace's connection table. The
+// function entry returns the i-th entry. Fill needs root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()

@@ -233,8 +233,9 @@ func Greeting(t testing.TB, netns, address string) string {
 	return text
 }
 
-// Answers sends a question that wasn't sent before to a server of Serve, and waits for the answer. An answer to an
-// earlier question may still come, or wait in the socket, and doesn't count.
+// Answers sends a new question to a server that Serve has started, and waits for the answer to this question. Late
+// answers to earlier questions are ignored. If the answer doesn't come within the given time, Answers returns an
+// error.
 func Answers(conn net.Conn, within time.Duration) error {
 	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
 		return err

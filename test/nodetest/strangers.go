@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// StrangersPass sends UDP packets to the port, as other programs may do, and checks that each arrives: packets over the
-// loopback link whose source and destination aren't both 127.0.0.1 or both ::1, and packets from the host outside
-// (Outside).
+// StrangersPass checks that weir doesn't drop other programs' UDP packets to the port. It sends packets over the
+// loopback link, but none from 127.0.0.1 to 127.0.0.1 or from ::1 to ::1. It also sends packets from the host outside
+// (Outside). Each packet must arrive.
 func StrangersPass(t testing.TB, outside string, ipv6 bool, port uint16) {
 	t.Helper()
 	all := [][3]string{

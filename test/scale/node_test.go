@@ -391,7 +391,8 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background replaces the running stream. If rate is 0, it only ends the running stream.
+// background replaces the running stream of events by one with this rate (events per second) and mix, such as
+// 50:40:10. If rate is 0, it only ends the running stream.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()

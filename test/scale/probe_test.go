@@ -89,7 +89,9 @@ type probe struct {
 }
 
 // awaitRun sends packets until a row of packets has arrived, or until a row has been dropped if arrive is false. The
-// constant holds says how long the row must be. first is the time at which the first packet of this row was sent.
+// constant holds says how long the row must be. The parameter from is the number of the first packet that counts. The
+// result first is the time at which the first packet of this row was sent. The result ok is false if no such row has
+// come within the time patience.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)

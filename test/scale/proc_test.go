@@ -31,7 +31,8 @@ func cpuTime(t testing.TB, pid int) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The first field after the name in brackets is the third of the file. cutime is the 16th, and cstime the 17th.
+	// proc_pid_stat(5) numbers the fields from 1. The first field after the name in brackets is field 3. The times of
+	// ended children, cutime and cstime, are the fields 16 and 17.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const tick = 100 // sysconf(_SC_CLK_TCK) on all architectures of Go
 	children := 0.0
@@ -124,7 +125,7 @@ func decode(kubeconfig string) error {
 	return errors.New("the watch has ended")
 }
 
-// memory is in MB of 10^6 bytes. Anonymous is the part of RSS that isn't in files, and Peak is the highest RSS.
+// memory is in MB of 10^6 bytes. Anonymous is the part of RSS that no file backs, and Peak is the highest RSS.
 type memory struct{ RSS, Anonymous, Peak float64 }
 
 func (n *node) memory() memory {

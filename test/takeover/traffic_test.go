@@ -79,7 +79,7 @@ func (tr *traffic) connects(t testing.TB, netns, address string) {
 	})
 }
 
-// never checks that no TCP connection is established.
+// never adds a flow of attempts to connect over TCP. If any attempt succeeds, the test fails.
 func (tr *traffic) never(t testing.TB, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" never connects to "+address, func() error {
 		conn, err := dial(t, netns, "tcp", address, 30*time.Millisecond)
@@ -90,7 +90,7 @@ func (tr *traffic) never(t testing.TB, netns, address string) {
 	})
 }
 
-// asks checks that the first datagram of each new connection is answered.
+// asks adds a flow of new UDP connections. If the first datagram of any connection gets no answer, the test fails.
 func (tr *traffic) asks(t testing.TB, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" asks "+address, func() error {
 		conn, err := dial(t, netns, "udp", address, patience)
@@ -101,7 +101,7 @@ func (tr *traffic) asks(t testing.TB, netns, address string) {
 	})
 }
 
-// keeps checks that one connection continues: each message is answered.
+// keeps adds a flow over one connection, which stays open. If any message gets no answer, the test fails.
 func (tr *traffic) keeps(t testing.TB, netns, network, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, network, address, patience)
@@ -133,7 +133,8 @@ func answered(conn net.Conn) error {
 	return err
 }
 
-// sends sends datagrams that no policy allows. Each datagram is the first packet of a connection.
+// sends adds a flow of datagrams that no policy allows. Each datagram is the first packet of a connection. The server
+// counts the datagrams that arrive.
 func (tr *traffic) sends(t testing.TB, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" sends to "+address, func() error {
 		conn, err := dial(t, netns, "udp", address, patience)
@@ -145,7 +146,8 @@ func (tr *traffic) sends(t testing.TB, netns, address string) {
 	})
 }
 
-// echoes answers datagrams, except those from addresses for which the function isWrong returns true.
+// echoes runs a UDP server until the test ends. The server answers datagrams, except those from addresses for which
+// the function isWrong returns true.
 func (tr *traffic) echoes(t testing.TB, netns, address string, isWrong func(netip.Addr) bool) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {

@@ -142,7 +142,7 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 }
 
 // servePatch answers a PATCH. A change of the UID is a conflict. A strategic merge patch is treated as a JSON merge
-// patch, so lists replace lists.
+// patch, so a list in the patch replaces the whole list of the object.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

@@ -64,8 +64,8 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// hide makes get and snapshot.at leave out the object that the Base makes under this name. The caller has deleted the
-// object, or keeps its new version in r.objects.
+// hide makes get and snapshot.at leave out the object with this name that the Base makes, which is the object's
+// initial version. The caller has deleted the object, or keeps the object's new version in r.objects.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return
@@ -75,8 +75,8 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot has a kind's objects at one version. To save memory, it has only the states of the objects that Kind.Base
-// makes. When a client reads such an object, snapshot.at makes the object from its state.
+// snapshot has a kind's objects at one version. To save memory, it doesn't have the initial objects, but only a state
+// (version and beat) for each. When a client reads an initial object, snapshot.at makes it from the state (Kind.Base).
 type snapshot struct {
 	kind    Kind
 	version uint64

@@ -151,8 +151,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the stored object that has the same kind and name as the argument like. It returns the time at which
-// the change was queued for all watches, or false if there is no such object.
+// Update changes a stored object. The parameter like is an object with the same kind and name. Update returns the time
+// at which the change was queued for all watches, or false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -166,8 +166,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the status of the i-th initial object of a kind: the kind of the argument like. If the object was
-// deleted, or changed in another way, Beat does nothing.
+// Beat changes the status of the i-th initial object of a kind. The parameter like is any object of this kind. If the
+// initial object was deleted, or changed in another way than by Beat, Beat does nothing.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -182,8 +182,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the stored object that has the same kind and name as the argument like. It returns the time at which
-// the change was queued for all watches, or false if there is no such object.
+// Delete deletes a stored object. The parameter like is an object with the same kind and name. Delete returns the time
+// at which the change was queued for all watches, or false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -202,7 +202,8 @@ func (s *Server) Delete(like Object) (time.Time, bool) {
 	return time.Now(), true
 }
 
-// Get returns the stored object that has the same kind and name as the argument like. If there is none, it returns nil.
+// Get returns a stored object. The parameter like is an object with the same kind and name. If there is no such
+// object, Get returns nil.
 func (s *Server) Get(like Object) Object {
 	r := s.of(like)
 	s.mu.Lock()

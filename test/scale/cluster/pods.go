@@ -24,7 +24,7 @@ func (b PodBase) Len() int { return b.Pods }
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
-	// The computation of at inverts the method place, because 37 * 73 = 1 modulo 100.
+	// This computation inverts that of the method place, because 37 * 73 = 1 modulo 100.
 	at := (k - ns*13%podsPerNamespace + podsPerNamespace) * 73 % podsPerNamespace
 	return ns*b.perNamespace() + at, ok && at < b.perNamespace()
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// Mix has the proportions of the kinds of events in a stream.
+// Mix has the proportions of the kinds of events in a stream. Each share is relative to the sum of the three shares.
 type Mix struct {
 	// Status is the share of events that change parts of a pod's status on which no policy depends.
 	Status int
