@@ -36,8 +36,8 @@ var (
 type changer func(what string, begins bool)
 
 // TestChanges prints how long a change takes, from the changed object until the kernel has the change, on nodes with
-// more and more policies. It compares weir's backends with the layouts of other programs. API server and agent aren't
-// included.
+// more and more policies. It compares weir's backends with the ways in which other programs arrange their rules. The
+// times don't include the work of the API server and the agent.
 func TestChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -90,8 +90,9 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// byEngine returns a function that makes a changer of weir's own rules. As in the agent, the engine computes the rules
-// from the changed objects, and a backend writes them. If native is true, the backend is nftables, otherwise iptables.
+// byEngine is for weir's own rules. It returns a function that returns a changer, which makes and undoes changes. As
+// in the agent, the engine computes the rules from the changed objects, and a backend writes them. If native is true,
+// the backend is nftables, otherwise iptables.
 func byEngine(native bool) func(*testing.T, *packetNode, *workload, iptables.Flavour) changer {
 	return func(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 		b := n.backend(t, native, flavour)

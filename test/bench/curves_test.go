@@ -58,7 +58,7 @@ func layouts() []layout {
 }
 
 // TestCurves prints how much slower connections and packets become as a node gets more pods and policies. It compares
-// weir's backends with the layouts of other programs.
+// weir's backends with the ways in which other programs arrange their rules.
 func TestCurves(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -109,7 +109,7 @@ func printTitles(titles ...string) {
 	printRow(strings.Split(strings.TrimSuffix(strings.Repeat("---,", len(titles)), ","), ",")...)
 }
 
-// printRow prints a row of a table in Markdown. The word at its beginning lets scripts/bench-curves find the row.
+// printRow prints a row of a table in Markdown. By the first word, scripts/bench-curves finds the row in the output.
 func printRow(cells ...string) { fmt.Printf("curves | %s |\n", strings.Join(cells, " | ")) }
 
 func ratio(list []float64) string {

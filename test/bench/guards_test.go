@@ -103,8 +103,8 @@ func atLinksAndInBridge(n *packetNode) string {
 }
 
 // byLock is a layout for locked ports: the bridge itself drops each frame whose source MAC has no forwarding entry for
-// the port. The bridge neither logs nor counts these frames. A chain behind the bridge then looks up the MAC and the
-// address.
+// the port. The bridge neither logs nor counts these frames. A chain of the table "ip weir-ports" then looks up the
+// MAC and the address.
 func byLock(n *packetNode) string {
 	set := "set senders4 { typeof ether saddr . ip saddr; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIdentityFromTheConfiguration: if CNI_ARGS lacks the pod's namespace or name, ADD takes the missing value from the
-// keys or labels of args.cni.
+// TestIdentityFromTheConfiguration: if CNI_ARGS lacks the pod's namespace or name, ADD takes the missing value from
+// args.cni in the network configuration: from its keys or its labels.
 func TestIdentityFromTheConfiguration(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

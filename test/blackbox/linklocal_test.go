@@ -315,7 +315,7 @@ func TestLinkLocalMACsBehindBridge(t *testing.T) {
 }
 
 // TestOtherProtocolsBehindBridge: isolated pods on another plugin's bridge exchange frames that are neither IPv4 nor
-// IPv6. docs/security-windows.md names this window.
+// IPv6. This is a known gap (docs/security-windows.md).
 func TestOtherProtocolsBehindBridge(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -337,7 +337,7 @@ func TestOtherProtocolsBehindBridge(t *testing.T) {
 }
 
 // TestMulticastOfStrangers: multicast packets of an unknown host on another plugin's bridge reach an isolated pod.
-// docs/security-windows.md names this window.
+// This is a known gap (docs/security-windows.md).
 func TestMulticastOfStrangers(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -368,7 +368,7 @@ func TestMulticastOfStrangers(t *testing.T) {
 }
 
 // TestBroadcastBehindBridge: broadcast and multicast packets of a pod reach an isolated pod on the same bridge of
-// another plugin. docs/security-windows.md names this window.
+// another plugin. This is a known gap (docs/security-windows.md).
 func TestBroadcastBehindBridge(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -398,8 +398,8 @@ func TestBroadcastBehindBridge(t *testing.T) {
 	}
 }
 
-// TestUnknownAddressBehindBridge: a pod reaches an isolated pod on the same bridge of another plugin by an address that
-// weir doesn't know. docs/security-windows.md names this window.
+// TestUnknownAddressBehindBridge: a pod reaches an isolated pod on the same bridge of another plugin by an address
+// that weir doesn't know. This is a known gap (docs/security-windows.md).
 func TestUnknownAddressBehindBridge(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return

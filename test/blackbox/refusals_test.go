@@ -62,8 +62,8 @@ const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND f
 	"rule in chain X"
 
 // lacking makes iptables-restore fail if its input contains the text, until mended is called. iptables-restore then
-// prints the message in says. If the tests run with nftables and r.legacy is false, nf_tables instead refuses requests
-// that contain r.request.
+// prints the given message (the parameter says). If the tests run with nftables and r.legacy is false, nf_tables
+// instead refuses requests that contain r.request.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
@@ -228,7 +228,7 @@ func testRefused(t *testing.T, r refusal) {
 	n.StartAgent()
 	began := time.Now()
 	web := n.AddPod("shop", "web")
-	most := max(10*time.Second, 20*time.Since(began)) // the time that three pods may take
+	most := max(10*time.Second, 20*time.Since(began)) // how long the start of three pods may take
 	n.Serve(web.Netns, "tcp", ":80")
 	n.Serve(web.Netns, "tcp", ":1234")
 	if r.before != nil {

@@ -149,7 +149,7 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 
 // TestForeignAddressesOfClosedPodsBehindPtp: before an agent has enrolled a pod behind ptp (has put its addresses into
 // the set of a class), the pod's packets under its own addresses are dropped, but packets under other addresses reach
-// the node. docs/security-windows.md names this window.
+// the node. This is a known gap (docs/security-windows.md).
 func TestForeignAddressesOfClosedPodsBehindPtp(t *testing.T) {
 	if !isolatedBehind(t, "ptp") {
 		return

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFlowsUnderFlood: while one pod sends a flood of allowed packets, weirctl flows still shows another pod's flow.
+// TestFlowsUnderFlood: while one pod sends a flood of allowed packets, "weirctl flows" still shows another pod's flow.
 func TestFlowsUnderFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

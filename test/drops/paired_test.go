@@ -32,7 +32,7 @@ func TestPaired(t *testing.T) {
 	kinds := []struct {
 		what          string
 		measure       func(name string) float64
-		took, quarter [2][]float64 // median and lower quartile of each turn in ms, without and with drops
+		took, quarter [2][]float64 // median and lower quartile of each turn, in ms; [1] is for the agent that reads drops
 	}{{what: "ADD", measure: n.addPod}, {what: "policy that allows", measure: n.allow}, {
 		what: "policy that denies", measure: func(string) float64 { return n.deny() },
 	}}
@@ -65,7 +65,8 @@ func TestPaired(t *testing.T) {
 		}
 	}
 	for _, k := range kinds {
-		// The lower quartile is printed beside the median: other programs on a busy machine delay the quickest samples least.
+		// The lower quartile is also printed, because other programs on a busy machine hardly delay the quickest
+		// samples.
 		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
 		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
 			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))

@@ -78,8 +78,8 @@ func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]
 	return all
 }
 
-// TestMatrixIsTrue: with real packets, the connections that succeed are exactly those that kubectl weir matrix prints.
-// The connections that new policies open or close are exactly those that kubectl weir diff prints.
+// TestMatrixIsTrue: with real packets, the connections that succeed are exactly those that "kubectl weir matrix"
+// prints. The connections that new policies open or close are exactly those that "kubectl weir diff" prints.
 func TestMatrixIsTrue(t *testing.T) {
 	pods := startMatrixPods(t)
 	seed := rand.Uint64()

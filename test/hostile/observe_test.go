@@ -25,8 +25,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks makes the kernel log packets that its IP stack receives. The chain "enters" comes after weir's own drops
-// (priority -450), and before the reassembly of fragments (priority -400).
+// hooks makes the kernel log packets that its IP stack receives. The chain "enters" comes after weir's rules that drop
+// packets (priority -450), and before the reassembly of fragments (priority -400).
 const hooks = `
 table inet hostile {
   chain enters {

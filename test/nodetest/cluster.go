@@ -143,7 +143,7 @@ func (n *ClusterNode) StartAgent(flags ...string) {
 	})
 }
 
-// SpawnAgent starts the node's agent with additional flags, and doesn't wait.
+// SpawnAgent starts the node's agent with additional flags, and doesn't wait until the agent is ready.
 func (n *ClusterNode) SpawnAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()

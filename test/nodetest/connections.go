@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Entry is an entry of the connection table, without translated addresses.
+// Entry is an entry of the connection table, for a connection whose addresses no NAT rule has translated.
 type Entry struct {
 	Src, Dst    netip.Addr
 	Proto       uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP

@@ -191,8 +191,8 @@ func withBackend(flags []string) []string {
 	return flags
 }
 
-// SpawnAgent starts weir-agent, and doesn't wait. Without flags, the agent reads the node's manifests. If the agent has
-// a data race, the test fails.
+// SpawnAgent starts weir-agent, and doesn't wait until it is ready. Without flags, the agent reads the node's
+// manifests. If the agent has a data race, the test fails.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {

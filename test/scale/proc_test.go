@@ -53,7 +53,8 @@ type cpuUse struct {
 	Decoding float64
 }
 
-// window measures the agent's CPU time. If the request has a rate, a stream and a decoder run at the same time.
+// window measures the agent's CPU time. If the request has a rate (events per second), a stream of events runs at the
+// same time, and so does a program that only decodes these events.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {
