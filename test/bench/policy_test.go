@@ -20,8 +20,8 @@ var pairs = flag.Int("pairs", 30, "how often an agent with each backend is measu
 
 const (
 	pause     = 200 * time.Millisecond // time before each change, in rounds with pauses
-	quiets    = 5                      // rounds with pauses, each time that an agent is measured; a round makes four changes
-	row       = 20                     // rounds without pauses, each time that an agent is measured
+	quiets    = 5                      // rounds (four changes each) with pauses, for each measured agent
+	row       = 20                     // rounds without pauses, for each measured agent
 	interval  = 100 * time.Microsecond // time between two packets of a flow
 	lastWords = 20 * time.Millisecond  // a flow counts as denied if none of its packets has arrived for this long
 )

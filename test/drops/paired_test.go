@@ -32,7 +32,7 @@ func TestPaired(t *testing.T) {
 	kinds := []struct {
 		what          string
 		measure       func(name string) float64
-		took, quarter [2][]float64 // median and lower quartile of each turn, in ms; [1] is for the agent that reads drops
+		took, quarter [2][]float64 // ms in each turn: median, lower quartile; [1]: the agent reads drops
 	}{{what: "ADD", measure: n.addPod}, {what: "policy that allows", measure: n.allow}, {
 		what: "policy that denies", measure: func(string) float64 { return n.deny() },
 	}}
