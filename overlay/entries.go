@@ -41,9 +41,9 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours gives the tunnel one neighbour entry and one forwarding entry for each remote behind the tunnel, and
-// deletes other entries except those for multicast. If the kernel refuses a new entry, setNeighbours adds the node and
-// the error to refused.
+// setNeighbours gives the tunnel one neighbour entry and one forwarding entry for each remote (a network of another
+// node) behind the tunnel, and deletes other entries except those for multicast. If the kernel refuses a new entry,
+// setNeighbours adds the node and the error to refused.
 //
 // Equivalent to:
 //

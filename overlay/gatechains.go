@@ -83,7 +83,8 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 		return nil, nil, nil
 	}
 	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
-	// Ordinary packets of pods come from weir0. A packet comes from a port only if its frame bypassed the bridge.
+	// Ordinary packets of pods come from weir0. A packet comes from a bridge port only if its frame bypassed the
+	// bridge.
 	fromPort := match{
 		fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix)),
 	}

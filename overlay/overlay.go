@@ -174,9 +174,9 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 // go on meanwhile.
 const lockWait = time.Second
 
-// configure makes a change after which the kernel may configure IPv6 on the tunnel's device by itself: it makes the
-// device, or gives it an MTU that IPv6 needs. Then configure stops the kernel from doing so. If that fails, the agent's
-// check of the node settings reports it.
+// configure calls the function change, after which the kernel may configure IPv6 on the tunnel's device by itself: for
+// example, change makes the device, or gives the device an MTU that is large enough for IPv6. Then configure stops the
+// kernel from configuring IPv6. If that fails, the agent's check of the node settings reports it.
 //
 // Meanwhile configure has the node's lock, under which the agent repairs node settings. Otherwise the agent could find
 // the kernel's defaults on the device, and report them as another program's change.

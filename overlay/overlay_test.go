@@ -40,8 +40,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// A real node forwards IPv6 too: ADD sets this sysctl. Without it, a node would use its default route
-		// once its gateway is slow to answer.
+		// A real node forwards IPv6 too: ADD sets this sysctl. Without it, the kernel would leave out a route whose
+		// gateway is slow to answer, and use the default route instead.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
@@ -233,8 +233,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: if a link of this node has another node's network, the kernel refuses weir's route. All
-// other nodes are still reached.
+// TestWhatTheKernelRefuses: if a link of this node has an address in another node's pod network, the kernel refuses
+// weir's route to this network. All other nodes are still reached.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// Traffic counts tunnel packets since the gate was made.
+// Traffic counts tunnel packets with weir's VNI since the gate was made. Accepted counts those whose inner sender is
+// in a network of the node that sent the tunnel packet.
 type Traffic struct {
 	Accepted  uint64
 	Delivered uint64 // tunnel packets that have passed all firewalls of the host

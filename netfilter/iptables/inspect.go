@@ -12,8 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares weir's rules in the kernel with the ruleset. It also returns which of the set entries that rules
-// look up for these packets are in the kernel. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset. For the set entries that rules look up for the given
+// packets, it also returns which of them are in the kernel. It changes nothing, and may run at the same time as all
+// other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
@@ -56,7 +57,7 @@ func (d *Driver) Inspect(
 }
 
 type inspected struct {
-	have state // only the table mangle, and the sets of numbered pods
+	have state // has only the table mangle, and the sets of kind numberedPods
 	want *lowered
 }
 

@@ -71,8 +71,8 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 // searchTime limits the search for refused rules, and then the removal of the trial. The starting agent waits for both.
 const searchTime = 3 * time.Second
 
-// refusedNeeds tries the trial's rules in groups, and returns a sentence for each rule that the kernel refuses. all is
-// the kernel's error for all rules together.
+// refusedNeeds tries the trial's rules in groups, and returns a sentence for each rule that the kernel refuses. The
+// parameter all is the kernel's error for all rules together.
 func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (lacks []string) {
 	if err := d.try(ctx, t.Family, nil); err != nil { // the kernel refuses even a chain without rules
 		return []string{d.Flavour.program(t.Family) + "-restore: " + reason(err)}

@@ -30,7 +30,7 @@ type chain struct {
 	table, name string
 	lines       []string
 	rules       []ruleset.Rule // the rules that were lowered to the lines
-	dispatch    []string       // the sets that the rules look up, in order
+	dispatch    []string       // the sets that the rules look up (not those after "!"), in the rules' order
 }
 
 // jump is a rule that leads from a built-in chain to one of weir's chains. If first is true, the jump must be the first
@@ -299,7 +299,8 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise translates refused entries of ipsets into the ruleset's entries.
+// raise returns the refusals with the names and entries of the ruleset: the class set instead of the set of numbered
+// pods, and the network /0 instead of its halves.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {

@@ -137,7 +137,8 @@ func TestMultiport(t *testing.T) {
 	}
 }
 
-// TestMultiportHoldsAList: one rule matches a whole list of ports, as package policy assumes when it counts rules.
+// TestMultiportHoldsAList: one rule can match policy.PortsPerList ports, or half as many ranges. Package policy
+// assumes this when it counts rules.
 func TestMultiportHoldsAList(t *testing.T) {
 	ports, ranges := []ruleset.PortRange{}, []ruleset.PortRange{}
 	for i := range uint16(policy.PortsPerList) {

@@ -8,15 +8,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// renumbering has the changes of pods' numbers in one family's sets. The changes in the list before are made before
-// the rules change, and those in the list after are made afterwards.
+// renumbering has the changes of pods' numbers in one family's sets. The field before has the changes that are made
+// before the rules change. The field after has the changes that are made when the rules have changed.
 //
 // A packet between two pods is checked with the sender's class for egress and with the receiver's class for ingress.
 // If these classes changed one after the other, a packet could pass that neither the old nor the new state allows. So
-// a pod's number changes before the rules if the new class allows no more than the old class, by the old rules. It
-// changes after the rules if the old class allows no more than the new class, by the new rules. Otherwise the pod is
-// in no class while the rules change. The list across has exceptions: such a number changes in one step, because no
-// packet can meet the old class of one pod and the new class of the other.
+// a pod's number changes before the rules if, by the old rules, the new class allows no more than the old class. It
+// changes after the rules if, by the new rules, the old class allows no more than the new class. Otherwise the pod is
+// in no class while the rules change. The field across has exceptions: such a number changes in one step, because no
+// packet can meet the old class of one pod and the new class of the other pod.
 type renumbering struct {
 	before, after []change
 	across        []change
@@ -127,8 +127,8 @@ func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether the chain x certainly allows no more than the chain y. The empty name stands for no class:
-// then nothing is allowed.
+// within reports whether the chain x certainly allows no more than the chain y. The empty name stands for no class,
+// which allows nothing.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {

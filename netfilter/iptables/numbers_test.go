@@ -323,7 +323,8 @@ func lead(s state, number int) string {
 }
 
 // TestWithoutNumbers: if iptables can't read a number from a set's entry (--map-set), each class has its own set of
-// pods. When iptables can do so later, the driver replaces these sets. In the new sets, each pod has its class's number.
+// pods. If iptables later can read such numbers, the driver replaces these sets by sets in which each pod has its
+// class's number.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

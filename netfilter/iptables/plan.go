@@ -64,8 +64,8 @@ func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan returns the steps from the kernel's state (have) to the wanted ruleset (want). Set changes that deny more packets come before
-// the change of rules. Set changes that allow more packets come after it.
+// makePlan returns the steps from the kernel's state (have) to the wanted ruleset (want). Set changes that deny more
+// packets come before the change of rules. Set changes that allow more packets come after the change of rules.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)

@@ -166,7 +166,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 }
 
 // TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers afterwards.
-// So no old rule accepts packets of new peers.
+// So no old rule accepts packets of new peers, and no new rule accepts packets of old peers.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}

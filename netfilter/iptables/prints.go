@@ -11,9 +11,9 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// fingerprint is a hash of a table's rules. While it stays the same, the driver needn't run the slow iptables-save. In
-// nat, it covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An
-// empty fingerprint stands for an unknown one.
+// fingerprint is a hash of a table's rules. While the hash stays the same, the driver needn't run the slow
+// iptables-save. For the table nat, the hash covers only POSTROUTING and weir's own chains, because Services may have
+// tens of thousands of rules there. An empty fingerprint means that the hash is unknown.
 type fingerprint string
 
 func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, error) {
@@ -33,7 +33,8 @@ func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, erro
 	return now, err
 }
 
-// nftPrint computes the fingerprint from the rules in nf_tables. own has weir's known chains in the table.
+// nftPrint computes the fingerprint from the rules in nf_tables. The parameter own has the names of weir's known
+// chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
 func nftPrint(r *nftnl.Reader, f conf.Family, name string, own []string) (fingerprint, error) {

@@ -117,8 +117,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. Before the first family, it stores the generation of nf_tables, and forgets
-// the driver's earlier changes.
+// refreshTables reads a family's tables. Before the first family, it stores the generation of nf_tables. Then d.known
+// needs no list of the driver's earlier changes, because the driver knows all generations up to the stored one.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := d.reader.Generation() // 0 if the generation is unknown
 	if f == conf.Families[0] {

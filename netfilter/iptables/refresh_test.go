@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefresh: after Refresh, Apply repairs everything that another program has changed. This is also so if the ruleset
-// changes between two parts of Refresh. If nothing has changed in the kernel, Apply changes nothing.
+// TestRefresh: after Refresh, Apply repairs everything that another program has changed, even if the ruleset changes
+// between two parts of Refresh. If nothing has changed in the kernel, Apply changes nothing.
 func TestRefresh(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes weir's sets, chains and rules from the kernel. It keeps the rules of LegacyForward, because the node's
-// new backend needs the same rules.
+// Remove removes weir's sets, chains and rules from the kernel. It keeps the rules that a LegacyForward has written
+// into the chains FORWARD of iptables-legacy, because the node's new backend needs the same rules.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {

@@ -70,8 +70,8 @@ func (r *restorer) start() (err error) {
 	return err
 }
 
-// shrink limits the pipe's buffer to one page. The method change fills this buffer with comments, and a small buffer
-// needs fewer comments.
+// shrink limits the pipe's buffer to one page. After the commands, the method change sends so many comments that they
+// fill this buffer. A small buffer needs fewer comments.
 func shrink(pipe *os.File) error {
 	conn, err := pipe.SyscallConn()
 	if err != nil {
@@ -82,8 +82,9 @@ func shrink(pipe *os.File) error {
 	}), err)
 }
 
-// readsItself reports whether the process is iptables-nft's own program. A script of the same name may read commands
-// early, and pass them on later.
+// readsItself reports whether the process is iptables-nft's own program. A script of the same name may read the
+// commands first, and pass them to that program later. So commands that a script has read may not have been carried
+// out.
 func (r *restorer) readsItself() bool {
 	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.cmd.Process.Pid))
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"

@@ -83,7 +83,7 @@ func wake(f conf.Family, name string) error {
 }
 
 // wake makes sure that packets meet the rules of the family's tables: it switches tables on, and deletes built-in
-// chains at wrong hooks.
+// chains at wrong hooks. any is true if wake has changed a table.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]

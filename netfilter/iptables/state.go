@@ -235,9 +235,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// rereadUnknown reads the tables again that iptables can't print, and deletes copies of weir's rules there. before is
-// the generation of nf_tables before the plan was carried out. If only the plan has changed nf_tables since,
-// rereadUnknown remembers in which form nf_tables shows weir's chains.
+// rereadUnknown reads the tables again that iptables can't print, and deletes copies of weir's rules there. The
+// parameter before is the generation of nf_tables before the plan was carried out. If only the plan has changed
+// nf_tables since, rereadUnknown remembers in which form nf_tables shows weir's chains.
 func (d *Driver) rereadUnknown(s state, want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -32,8 +32,8 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 }
 
 // supports reports whether the kernel and iptables support numbers of classes (see numbers.go) in the family. It makes
-// trials until a trial has a clear result, and remembers this result. If the kernel has a set of numbered pods, it
-// makes no trial.
+// trials until a trial has a clear result, and remembers this result. If the kernel already has a set whose entries
+// have such numbers, supports makes no trial, and returns true.
 //
 // Equivalent to:
 //

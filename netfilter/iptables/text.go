@@ -11,7 +11,7 @@ import (
 )
 
 // maxMultiport limits the ports of one multiport match. A range counts as two ports (XT_MULTI_PORTS in xt_multiport).
-// It must not be less than policy.PortsPerList.
+// This limit must not be less than policy.PortsPerList.
 const maxMultiport = 15
 
 // lowerRule returns the rule in the form of iptables-save, without "-A CHAIN". If iptables can't express it as one

@@ -19,7 +19,7 @@ const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 //
 //	iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
 //
-// For ingress, the rule matches only packets whose mark has the bit of ingress.
+// For ingress, the rule matches only packets whose mark has the bit of ingress (toPod).
 func (d dispatch) clears() string {
 	if d.bit == 0 {
 		return "-m mark ! --mark " + markText(0, allBits) + " " + clearMark
@@ -68,8 +68,8 @@ func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) [
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of its class. Each chain divides the numbers by two more
-// bits. A chain with few numbers leads to the classes directly.
+// tree makes the chains that lead from a number to the chain of its class. Each chain divides its numbers by the next
+// pair of bits in which they differ. A chain with few numbers leads to the classes directly.
 type tree struct {
 	dispatch
 	*numbering

@@ -54,14 +54,15 @@ const (
 	// than 1 KiB of its own data, as contiguous memory. With 31 KiB, eight pages are enough for both. More contiguous
 	// pages are rarely free.
 	messageSize = 31 << 10
-	// perMessage is more packets than one message can contain. So the kernel sends full messages, and wakes the reader
-	// less often.
+	// perMessage is the number of packets after which the kernel sends a message. No message has room for so many
+	// packets, so the kernel sends full messages, and wakes the reader less often.
 	perMessage = 1 << 10
 	// collectFor is how long the kernel waits for more packets before it sends a message that isn't full.
 	collectFor = 100 * time.Millisecond
 	// answersWithin is how long the kernel may take to answer a configuration.
 	answersWithin = 5 * time.Second
-	// socketBuffer has room for the packets of a tenth of a second, at 100,000 packets per second.
+	// socketBuffer is the size of the socket's buffer in bytes. It has room for the packets of a tenth of a second, at
+	// 100,000 packets per second.
 	socketBuffer = 8 << 20
 )
 

@@ -70,7 +70,8 @@ func accepted(want *table) []ruleset.Rule {
 	return netfilter.Accepted(chained)
 }
 
-// shortLink compares a link's name in the form that iptables-nft uses. Otherwise iptables-nft could not print the rule.
+// shortLink compares a link's name in the form that iptables-nft uses: the name and one zero byte, without padding.
+// Otherwise iptables-nft could not print the rule.
 func (s *statement) shortLink(key uint32, name string) {
 	if name != "" {
 		s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), 0))

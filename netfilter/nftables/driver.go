@@ -146,7 +146,8 @@ func (d *Driver) applyTo(
 	}
 }
 
-// joined returns the sum of the results of two tries.
+// joined adds up the results of two tries of one Apply. If the first try has changed something, Closed is nil in the
+// sum.
 func joined(a, b netfilter.Result) netfilter.Result {
 	if b.Strays = append(a.Strays, b.Strays...); a.Changed {
 		b.Changed, b.Rules, b.Closes, b.Closed = true, a.Rules || b.Rules, a.Closes || b.Closes, nil
@@ -154,7 +155,8 @@ func joined(a, b netfilter.Result) netfilter.Result {
 	return b
 }
 
-// apply commits the transactions from the known state to the ruleset. p is the plan of the last transaction.
+// apply commits the transactions from the known state to the ruleset. If the parameter alone is true, each new element
+// has a request of its own, so that a refusal names the element. p is the plan of the last transaction.
 func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
@@ -203,8 +205,8 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 }
 
 // forgetMissing looks up the elements that the plan deletes, and forgets those that the plugin has already deleted. It
-// returns true if there are such elements. It doesn't read whole sets: it would then see newer elements of the plugin,
-// and the next try would delete them.
+// returns true if there are such elements. It doesn't read whole sets: d.have would then get elements that the plugin
+// has just added, and the next try would delete these elements.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := d.reader.Find(p.deletes)
 	if err != nil {

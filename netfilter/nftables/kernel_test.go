@@ -105,9 +105,9 @@ func (m *model) allows(p ruleset.Packet) bool {
 }
 
 // allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of
-// m. Its first look-ups find the elements of m, and all further look-ups find the elements of the model later. The
-// parameter after is the number of these first look-ups. For look-ups in sets of networks, the parameter networks
-// takes its place. The result lookups is the number of look-ups that the packet has made.
+// m. Its first look-ups find the elements of m, and all further look-ups find the elements of the model later. How
+// many look-ups are first ones: for look-ups in sets of networks, the number is the parameter networks; for look-ups
+// in all other sets, it is the parameter after. The result lookups is the number of look-ups that the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after, networks int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
@@ -165,7 +165,7 @@ type walk struct {
 	family             conf.Family
 	network, transport []byte
 	registers          [64]byte
-	later              *model // the model after the transaction; nil if there is none
+	later              *model // the model after the transaction; nil if there is no transaction
 	after, networks    int
 	lookups            int
 }

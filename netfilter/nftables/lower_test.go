@@ -116,7 +116,7 @@ func sorted(text string) string {
 	return strings.Join(all, "\n\n")
 }
 
-// TestWithoutPorts: if the kernel can't match bridge ports, no rule with a port allows anything.
+// TestWithoutPorts: if the kernel can't match bridge ports, no rule with a bridge port allows anything.
 func TestWithoutPorts(t *testing.T) {
 	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
 	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{

@@ -65,9 +65,9 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 	return len(packets)
 }
 
-// TestNoStepOpens: during a change, no packet passes that both the old and the new state deny. The test also checks
-// packets that are looked up in some sets before a transaction, and in the others after it. If a packet is allowed
-// before and after a transaction, it also passes while sets of networks still have their old elements.
+// TestNoStepOpens: during a change, no packet passes that both the old and the new state deny. This is also true for a
+// packet whose first look-ups come before a transaction, and whose other look-ups come after it. If a packet is
+// allowed before and after a transaction, it also passes while sets of networks still have their old elements.
 func TestNoStepOpens(t *testing.T) {
 	several, most := 0, 0
 	for seed := range uint64(60) {

@@ -107,7 +107,8 @@ func flood(from, to string, stop chan struct{}) error {
 	}
 }
 
-// TestStepsOfNetworks: sets of networks change before the rules, maps and base chains that a packet meets.
+// TestStepsOfNetworks: the transaction that adds networks to sets comes before the transaction that changes the rules,
+// maps and base chains that packets meet.
 func TestStepsOfNetworks(t *testing.T) {
 	networks := func(name string, role ruleset.SetRole, prefixes ...string) set {
 		s := set{Set: nftnl.Set{Name: name, Layout: nftnl.Network}, role: role}

@@ -331,7 +331,8 @@ func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	}
 }
 
-// sourceLinkOnly looks up only the link by which a packet came in. It is for sets of links without addresses.
+// sourceLinkOnly is the part of a packet that rules look up in sets of links without addresses: the link by which the
+// packet came in.
 const sourceLinkOnly ruleset.Part = "link"
 
 func (s *statement) set(m ruleset.SetMatch, proto ruleset.Protocol) {

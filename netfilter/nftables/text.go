@@ -59,7 +59,7 @@ func (s set) typeText(f conf.Family) string {
 	if s.Layout == nftnl.InnerPair { // nft has no name for the type of a part of a header
 		word = "typeof "
 	}
-	elements, _, _ := strings.Cut(s.Layout.In(f), ", ") // print adds the flags
+	elements, _, _ := strings.Cut(s.Layout.In(f), ", ") // the method print adds the flags
 	return word + elements
 }
 

@@ -96,8 +96,8 @@ func setUpLoopback() error {
 	return netlink.AddrAdd(lo, &netlink.Addr{IPNet: addr})
 }
 
-// Families returns the families that pods of this node may have. Without an IPv6 address, the node can have no pods
-// with IPv6.
+// Families returns the families that pods of this node may have. IPv6 is among them only if the kernel has IPv6, and a
+// link has an IPv6 address other than a loopback or link-local address.
 func Families() []conf.Family {
 	addrs, err := net.InterfaceAddrs()
 	six := err != nil || slices.ContainsFunc(addrs, func(a net.Addr) bool {
