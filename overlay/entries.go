@@ -119,8 +119,8 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute reports whether the kernel's route is the wanted one. If want has no link, the kernel's route may use any
-// link except the tunnel.
+// sameRoute reports whether the kernel's route (have) is the wanted one (want). If the wanted route has no link, the
+// kernel's route may use any link except the tunnel.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
 	return link && have.Gw.Equal(want.Gw) && have.Src.Equal(want.Src) && have.MTU == 0 && len(have.MultiPath) == 0 &&

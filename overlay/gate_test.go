@@ -127,7 +127,7 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
-// TestGateThatCannotLog: if a kernel can't log, the gate without its log counts as intact.
+// TestGateThatCannotLog: if a kernel can't log, the gate has no log statements, and still counts as intact.
 func TestGateThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -76,8 +76,8 @@ func ask(t *testing.T, from, to string, size int) error {
 	return askOver(t, conf.IPv4, from, to, size)
 }
 
-// tried calls f once. If f must return nil, tried calls f again for up to ten seconds: a new link may drop the first
-// packets, and a busy machine may deliver packets late.
+// tried calls f once. If the parameter must is true, tried calls f again until f returns nil, for up to ten seconds: a
+// new link may drop the first packets, and a busy machine may deliver packets late.
 func tried(must bool, f func() error) error {
 	err := f()
 	for end := time.Now().Add(10 * time.Second); must && err != nil && time.Now().Before(end); {

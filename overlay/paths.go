@@ -42,8 +42,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path. from is the node's address. If no link has this address, or if to is of the
-// other family, the kernel chooses the source.
+// lookUp asks the kernel for the path. The parameter from is the node's address. If from is invalid, if no link has
+// this address, or if the address to is of the other family, the kernel chooses the source.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {

@@ -208,8 +208,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	return conn.Flush()
 }
 
-// compare returns the wanted elements that are missing in have, and the elements of have that aren't wanted. It removes
-// the wanted elements from have.
+// compare returns the wanted elements that are missing among the kernel's elements (have), and the kernel's elements
+// that aren't wanted. It removes the wanted elements from have.
 func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []nftables.SetElement) {
 	for _, e := range s.elements {
 		if _, ok := have[elementKey(e)]; !ok {

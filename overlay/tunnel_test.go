@@ -130,7 +130,8 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 }
 
-// forge sends a tunnel packet from the pod. It returns nil if the packet inside arrives on n2.
+// forge sends a tunnel packet from n1's pod to the address. The packet inside has an address of n3's pods as its
+// source. forge returns nil if the packet inside arrives on n2.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
 	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"),

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a model of the kernel in memory. It carries out plans. It checks the first packets of connections with its
-// rules and sets.
+// model is a model of the kernel in memory. It makes a plan's changes, as the driver does in the kernel. It checks the
+// first packets of connections with its rules and sets.
 type model struct {
 	testing.TB
 	state

@@ -30,8 +30,8 @@ func TestLacksNothing(t *testing.T) {
 		return
 	}
 	nodetest.Outside(t) // gives the node an IPv6 address
-	// On a busy machine, a trial's sets may count as in use until the trial stops trying to destroy them. The next trial
-	// uses and destroys them, so soon repeats the trials.
+	// On a busy machine, a trial's sets may count as in use until the trial stops trying to destroy them. The next
+	// trial uses and destroys them. So the function soon repeats the trials.
 	soon(t, func() error {
 		for _, flavour := range []Flavour{NFT, Legacy} {
 			for _, f := range conf.Families {

@@ -124,7 +124,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads the table. If the table changes meanwhile, it reads again, at most four times.
+// readLegacy reads the table. If the table changes meanwhile, readLegacy reads the table again, at most four times.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)

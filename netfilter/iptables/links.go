@@ -14,7 +14,8 @@ import (
 // linksEach for a moment.
 const linksEach = 30
 
-// partsOf divides a set that has more links for one network than linksEach. It returns any other set undivided.
+// partsOf divides a set that has more links for one network than linksEach: each part has at most linksEach links for
+// each network. It returns any other set undivided.
 func partsOf(s ruleset.Set) []ruleset.Set {
 	if s.Kind != ruleset.AddressLinks || s.Entries.Len() <= linksEach {
 		return []ruleset.Set{s}

@@ -126,8 +126,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	return l
 }
 
-// addSet lowers the set s. Sets must be added in the order of their names, because addSet removes all earlier names
-// from last.sets.
+// addSet lowers the set s, and reuses the set of the same name in last (the last lowering). Sets must be added in the
+// order of their names, because addSet removes all earlier names from last.sets.
 func (l *lowered) addSet(m, last *lowering, s ruleset.Set) {
 	for len(last.sets) > 0 && last.sets[0].name < s.Name {
 		last.sets = last.sets[1:]

@@ -121,8 +121,8 @@ func (d numberChange) when(was, now int) moment {
 	return never
 }
 
-// closes reports whether the pod's new class may deny a packet that its old class allowed. was and now are the classes'
-// numbers.
+// closes reports whether the pod's new class may deny a packet that its old class allowed. The parameters was and now
+// are the numbers of the old and the new class.
 func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }

@@ -128,10 +128,10 @@ type assignment struct {
 	was      *numbering
 	members  ruleset.Entries
 	classes  []class
-	byNumber map[int][]ruleset.Element // nil until membersByNumber is called
+	byNumber map[int][]ruleset.Element // the pods that have each number; nil until membersByNumber is called
 	with     func(ruleset.Element) *class
 	wanted   map[string]bool // names of the classes' chains
-	next     map[int]string  // results of findSuccessor, by number
+	next     map[int]string  // the chain that findSuccessor has found for each number
 }
 
 func (a *assignment) keep() {

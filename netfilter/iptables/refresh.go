@@ -131,8 +131,8 @@ func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	}
 }
 
-// same reports whether the tables certainly had the same rules at two readings: t is the earlier one, and now the
-// later one.
+// same reports whether the tables certainly had the same rules at two readings. The receiver t has the earlier
+// reading, and the parameter now has the later reading.
 func (t tables) same(now tables) bool {
 	return len(t) == len(now) && !slices.ContainsFunc(tablesUsed, func(name string) bool {
 		_, had := t[name]

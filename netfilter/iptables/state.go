@@ -207,8 +207,9 @@ func (r *reading) set() set {
 	return s
 }
 
-// after returns the state of the kernel after the plan has made it equal to want. left has unneeded sets that still
-// exist. Strays (plan.strays) count as deleted, although they are still in the kernel.
+// after returns the state of the kernel after the plan has been carried out: the kernel then has the wanted sets and
+// rules (want), and the unneeded sets in the list left, which still exist. Strays (plan.strays) count as deleted,
+// although they are still in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {

@@ -78,10 +78,11 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting makes sure that the chain FORWARD of each of these families has weir's wanted rules, and no other rules
-// of weir's. A family without a table in want needs no rules. repaired is true if the wanted rules are the same as
-// before, but the driver has changed weir's rules again: another program has changed the chain. Errors appear only in
-// the notes: without weir's rules, the chain may drop pods' packets, but all denied packets stay denied.
+// keepAccepting makes sure that the chain FORWARD of each of these families has weir's wanted rules, and no other
+// rules of weir's. If the parameter want has no table for a family, this family needs no rules. repaired is true if
+// the wanted rules are the same as before, but the driver has changed weir's rules again: another program has changed
+// the chain. Errors appear only in the notes: without weir's rules, the chain may drop pods' packets, but all denied
+// packets stay denied.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered, families []conf.Family) (repaired bool) {
 	for _, f := range families {
 		var rules []nftnl.Rule

@@ -116,8 +116,8 @@ func TestNoStepOpens(t *testing.T) {
 	t.Logf("%d of 180 changes had several transactions, at most %d", several, most)
 }
 
-// opens reports whether the packet passes during or after the transaction between the models. lookups is the number of
-// look-ups before the transaction.
+// opens reports whether the packet passes during or after the transaction between the two models. If the packet
+// passes, lookups is the number of its look-ups before the transaction.
 func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 	for ; ; lookups++ {
 		yes, all := before.allowsWhile(p, after, lookups, lookups)

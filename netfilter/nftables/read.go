@@ -57,8 +57,8 @@ func (d *Driver) Read(context.Context) error {
 // Unread reports whether the kernel's state is unknown. In this case, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
-// HasPods reports whether the family's set of all pods may have elements: it had some when it was last read, or has got
-// some since.
+// HasPods reports whether the family's set of all pods may have elements: the set had elements when it was last read,
+// or has got elements since.
 func (d *Driver) HasPods(f conf.Family) bool {
 	d.pods[f] = d.pods[f] || d.have != nil && d.have[f].sets[f.Set(conf.PodsSet)].entries.Len() > 0
 	return d.pods[f]

@@ -40,7 +40,8 @@ func newKernelTable() kernelTable {
 	return kernelTable{sets: map[string]kernelSet{}, chains: map[string]nftnl.Rules{}}
 }
 
-// share makes k and want use the same memory for sets with equal entries, so that later comparisons are quick.
+// share makes the tables k and want use the same memory for sets with equal entries, so that later comparisons are
+// quick.
 func (k kernelTable) share(want *table) {
 	for _, s := range want.sets {
 		if had, ok := k.sets[s.Name]; ok && !had.entries.Same(s.entries) && had.entries.Equal(s.entries) {

@@ -12,8 +12,8 @@ import (
 
 // variants returns rules that together match the same packets as the rule. nftables can't compare two addresses of a
 // packet with each other. If the rule compares two addresses, its variant looks them up as a pair, in a set that has
-// each pod's address twice. If the parameter ports is false, the kernel can't match bridge ports: a rule with a bridge
-// port then has no variant if it allows packets. Otherwise its variant matches packets from all ports.
+// each pod's address twice. If the parameter ports is false, the kernel can't match bridge ports. Then a rule with a
+// bridge port and the action Return has no variant, and other rules with a bridge port match packets from all ports.
 func variants(r rule, f conf.Family, ports bool) []rule {
 	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
 		v := r

@@ -36,8 +36,9 @@ func (PodSets) Name(addr netip.Addr) string {
 	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
 }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as a comment. It creates missing sets, because
-// the agent may not have run since the node started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as a comment. weir's rules drop new connections
+// of addresses that are in such a set and in no class. Deny creates missing sets, because the agent may not have run
+// since the node started.
 //
 // Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {

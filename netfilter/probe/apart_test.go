@@ -86,8 +86,8 @@ func TestNoFileForTheNamespace(t *testing.T) {
 	}
 }
 
-// everywhere checks that many goroutines, which run at the same time on all of Go's threads, are in the network
-// namespace own.
+// everywhere checks that the caller, and many goroutines that run at the same time on all of Go's threads, are in the
+// network namespace with the name own.
 func everywhere(t *testing.T, own string) {
 	t.Helper()
 	if here := namespace(t); here != own {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// calm is how long Go must not have collected before the collector defers the next collection.
+// calm is the time without a collection of garbage after which the collector defers the next collection.
 const calm = time.Minute
 
 // collector defers collections of garbage while there is little garbage. By default, Go collects every two minutes even
