@@ -25,7 +25,8 @@ type Verify int
 const (
 	// Trust reads only what the backend doesn't remember.
 	Trust Verify = iota
-	// Rules reads the tables whose chains drop packets, if they may have changed. It doesn't read sets, so it is quick.
+	// Rules reads tables whose chains drop packets, unless such a table certainly hasn't changed. It doesn't read
+	// sets, so it is quick.
 	Rules
 	// All reads all sets and tables, except those that certainly haven't changed.
 	All

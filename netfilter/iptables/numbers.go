@@ -49,8 +49,8 @@ var dispatches = map[string]dispatch{
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
 }
 
-// returns is used instead of a chain's name for the class of pods that no policy isolates. This class has no chain:
-// the packets return from the dispatch chain.
+// returns is the target that takes the place of a chain's name for the class of the pods that no policy isolates. This
+// class has no chain: its packets return from the dispatch chain.
 const returns = "RETURN"
 
 // closedClass is the end of the names of the chains that allow nothing. There is always one such chain for each
@@ -139,7 +139,8 @@ func (a *assignment) keep() {
 	for _, c := range a.classes {
 		count[c.target] = 0
 	}
-	// same is true if exactly the present classes had numbers. single is true if each of these classes had one number.
+	// The variable same is true if the classes that had numbers are exactly the present classes. The variable single
+	// is true if each of these classes had one number.
 	same, single := true, true
 	for n, target := range a.was.leaves {
 		_, ok := count[target]

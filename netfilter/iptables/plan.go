@@ -17,8 +17,8 @@ import (
 type plan struct {
 	create []ruleset.Set // sets to create with their entries; no rule uses these sets yet
 	before []change
-	// across are changes of pods' numbers in one step. Such a change may allow some packets and deny others. It may
-	// happen only after all changes in the list before have succeeded.
+	// across has changes of pods' numbers in one step. Such a change may allow some packets and deny others. It may
+	// happen only after all changes of the field before have succeeded.
 	across  []change
 	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
 	blind   []blind

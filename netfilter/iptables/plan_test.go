@@ -258,7 +258,8 @@ func TestCloses(t *testing.T) {
 		opened++
 		before, after := simulator(t, old), simulator(t, want)
 		was, is := attached(old), attached(want)
-		// Only an address that keeps its pod can have established connections.
+		// An address that another pod gets has no established connections. So the test checks only packets whose
+		// addresses keep their pods.
 		stays := func(a netip.Addr) bool { return was[a] == is[a] }
 		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
 			if stays(packet.Src) && stays(packet.Dst) && before.Allows(packet) && !after.Allows(packet) {

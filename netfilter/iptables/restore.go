@@ -169,7 +169,8 @@ type output struct{ kept bytes.Buffer }
 
 const maxOutput = 4 << 10
 
-// Write always reports that it has written all of p. Otherwise nothing would read the rest of the program's output.
+// Write always reports that it has written all of p. If it reported less, package os/exec would stop reading the
+// program's output.
 func (o *output) Write(p []byte) (int, error) {
 	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
 	return len(p), nil

@@ -109,7 +109,7 @@ func TestChangesAreMade(t *testing.T) {
 }
 
 // TestLateErrors: if a program fails after the kernel has its change, the driver reports the error once, and reads the
-// kernel again.
+// kernel's state again.
 func TestLateErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -73,7 +73,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if r.Dst.IsValid() {
 		t.add("-d ", r.Dst.String())
 	}
-	// For iptables, eth+ would mean all names that begin with eth. policy.LinkOf returns no such name.
+	// For iptables, the name eth+ would mean all names that begin with eth. policy.LinkOf returns no name with a plus
+	// sign.
 	if r.In != "" {
 		t.add("-i ", r.In)
 	}

@@ -43,7 +43,7 @@ func newModel(l lowered) *model {
 	return m
 }
 
-// then returns the model after a transaction to the state l.
+// then returns a new model: the kernel after a transaction from m to the state l.
 func (m *model) then(l lowered) *model {
 	next := newModel(l)
 	for f, table := range l {
@@ -58,8 +58,8 @@ func (m *model) then(l lowered) *model {
 	return next
 }
 
-// and returns a table with the chains of both tables. If both have a chain of the same name, the result has the chain
-// of partial. A partial table lacks the chains that stay as they are in the kernel.
+// and returns a table with the chains of t and of the table partial. If both have a chain of the same name, the result
+// has the chain of partial. A partial table lacks the chains that stay as they are in the kernel.
 func (t *table) and(partial *table) *table {
 	all := &table{family: partial.family, chains: slices.Clone(partial.chains)}
 	if t != nil {

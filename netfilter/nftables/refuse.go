@@ -61,9 +61,9 @@ type lacks struct {
 	logs  bool // true if the kernel refuses to copy packets to a log group (nfnetlink_log)
 }
 
-// without is called when the kernel has refused rules. If the kernel lacks an expression that weir's rules can do
-// without, the method returns true, and from now on m leaves this expression out of rules. The kernel may have
-// refused a rule for another reason, so the method tries the expression alone.
+// without is the method that is called when the kernel has refused rules. If the kernel lacks an expression that
+// weir's rules can do without, the method returns true, and from then on m leaves this expression out of rules. The
+// kernel may have refused the rules for another reason, so the method tries the expression alone.
 func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	any := func(of func(rule) bool) bool {
 		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {

@@ -57,7 +57,7 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 		}
 		defer func() { _ = own.Close() }()
 		// This code doesn't call netns.New, because that function makes the namespace and then opens it. If it
-		// couldn't open the namespace, the thread would stay there.
+		// couldn't open the namespace, the thread would stay in the new namespace.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)
