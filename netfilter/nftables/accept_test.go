@@ -101,7 +101,8 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 		}
 		saved := nodetest.Run(t, program+"-save")
-		// This restore writes the comments as matches of xtables. The driver must also recognize its rules in this form.
+		// This restore writes the comments as matches of xtables. The driver must recognize its rules in this form
+		// too.
 		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T")
 		mustApply(t, d, want, netfilter.All)
 		if got := forward(t, program); len(got) != 6 || got[2] != acceptsIn || got[3] != acceptsOut {
