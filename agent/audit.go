@@ -22,13 +22,15 @@ type auditEvaluator struct {
 
 type wouldDrop struct {
 	policies []string // the audited policies that would isolate the pod
-	// local is the pod that the policies would isolate, and peer is the pod at the other end. Either may be nil.
+	// local is the pod that the policies would isolate, and peer is the pod at the other end. Each of them is nil if no
+	// pod has the end's address, or if several pods have the address.
 	local, peer *policy.Pod
 }
 
-// only is a filter for lines (drops.Line). The rules of audited policies also log packets that these policies would
-// not drop. The filter removes a line with the reason ByAudit if it is about such packets. It also removes a line with
-// this reason that the agent can't evaluate, and counts the line's packets as unevaluated. All other lines stay.
+// only is a filter for lines (drops.Line: packets that are counted together). The rules of audited policies also log
+// packets that these policies would not drop. The filter removes a line with the reason ByAudit if the line is about
+// such packets. It also removes a line with this reason that the agent can't evaluate, and counts the line's packets as
+// unevaluated. All other lines stay.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -62,8 +64,8 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 }
 
 // lacksPod reports whether one of the line's addresses is in the pods' networks, but belongs to no known pod or node.
-// The pod with the address may have ended. A proposed rule must not name such an address, because another pod may get
-// the address.
+// The pod with the address may have ended. weirctl proposes rules from the reported would-drops. Such a rule must not
+// name the address, because another pod may get the address.
 func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Line) bool {
 	return slices.ContainsFunc([]netip.Addr{l.Flow.Source(), l.Flow.Destination()}, func(a netip.Addr) bool {
 		return a.IsValid() && e.networks.contains(a) && v.nodes[a] == "" && len(by.At(a).Pods()) == 0

@@ -33,16 +33,16 @@ type auditSums struct {
 	mu          sync.Mutex
 	since       time.Time
 	kinds       map[auditKind]*agentapi.AuditedTraffic
-	room        int               // the room that all kinds take
-	each        map[string]int    // the room that the kinds of a namespace take, by namespace
-	more        map[string]uint64 // the connections for which there was no room, counted for each list of policies
+	room        int               // the room that all kinds of connections take; see maxAudited
+	each        map[string]int    // by namespace: the room that the kinds of the namespace take
+	more        map[string]uint64 // by list of policies: how many connections are in no kind, for want of room
 	series      map[auditSeries]uint64
 	unevaluated uint64
 }
 
 type auditKind struct {
-	direction, policies string // all policies of a kind are in one namespace
-	local, peer         string // the results of AuditedEnd.Kind for the two ends
+	direction, policies string // policies is a list with commas; all its policies are in one namespace
+	local, peer         string // the two ends; ends of one kind have equal texts (AuditedEnd.Kind)
 	protocol            string
 	port                uint16
 }
@@ -126,8 +126,9 @@ func (s *auditSums) countMore(policies string, count uint64) {
 	s.more[policies] += count
 }
 
-// makeRoom makes room for wanting, a new kind. It forgets kinds of the namespaces that take the most room, and counts
-// their connections in the map more. It returns false if the new kind's own namespace takes the most room.
+// makeRoom makes room for a new kind of connections, the parameter wanting. It forgets kinds of the namespaces that
+// take the most room, and counts the connections of forgotten kinds in the map more. If the new kind's own namespace
+// takes the most room, makeRoom gives up and returns false.
 func (s *auditSums) makeRoom(wanting auditKind) bool {
 	for s.room+wanting.room() > maxAudited {
 		most := wanting.namespace()
@@ -163,9 +164,9 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. report
-// calls the function still for each kind. If that function returns false, the policies would no longer drop the kind.
-// report then forgets the kind, unless a connection was added to it meanwhile.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. The
+// parameter still is a function that returns false if the present policies would no longer drop connections of a kind.
+// report forgets these kinds, except a kind to which a connection was added meanwhile.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -220,7 +221,8 @@ func (s *auditSums) addresses() []netip.Addr {
 
 var errBusy = errors.New("the agent is busy with a large change; ask again")
 
-// serveAudit leaves out recorded connections that the policies allow by now.
+// serveAudit answers with an AuditReport. The report leaves out recorded connections that the present policies would no
+// longer drop.
 func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if !a.explainer.begin(r.Context()) {
 		return

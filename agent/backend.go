@@ -27,8 +27,8 @@ type Backend interface {
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. The next Apply then reads the state.
 	Unread() bool
-	// HasPods reports whether the family's set of all pods may have addresses. Addresses that Apply removes still
-	// count until the next Read, but only if the loop has called HasPods before that Apply.
+	// HasPods reports whether the family's set of all pods may have addresses. Once HasPods has returned true, it
+	// returns true until the backend reads the set again, even if Apply removes the addresses meanwhile.
 	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.
@@ -37,20 +37,20 @@ type Backend interface {
 	// have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel's state equal to the ruleset. Meanwhile, all packets that both the old and the new
-	// ruleset deny stay denied. After a *netfilter.UnknownError, only tables that can't be read may differ from the
-	// ruleset. After a *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a
-	// part may be applied, and the next Apply does the rest.
+	// Apply reads as much of the kernel as verify says, and makes the kernel's state equal to the ruleset. Meanwhile,
+	// all packets that both the old and the new ruleset deny stay denied. After a *netfilter.UnknownError, only tables
+	// that can't be read may differ from the ruleset. After a *netfilter.RefusedError, the caller must leave out the
+	// refused parts. After any other error, a part may be applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	// PutFirst puts weir's jumps before the rules of other programs, and changes nothing else. The agent calls it when
 	// the kernel's state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed protects the pods while no ruleset can be compiled yet. For a family with complete chains, it only
 	// puts the family's jumps first. For any other family, it applies the parameter closed, a ruleset in which no pod
-	// is in a class. fell lists these other families.
+	// is in a class. fell lists the families for which KeepClosed has applied that ruleset.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error)
-	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
-	// changes nothing.
+	// Stands reads the kernel, and reports whether weir's chains are complete for all families of the parameter closed,
+	// which is a ruleset. It changes nothing.
 	Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error)
 	// CleanOtherFlavour removes weir's rules from the iptables flavour (nft or legacy) that isn't used. Call Apply
 	// first, so that weir's rules are always in force.
@@ -64,8 +64,8 @@ type Backend interface {
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	Generation() (uint32, error)
 	// Knows reports whether the backend already knows the change with this generation: the backend made the change
-	// itself, or has read the rules since. The caller must pass the generations that Watch has reported with concerned
-	// true, in ascending order.
+	// itself, or has read the rules since. The caller must pass, in ascending order, the generations for which Watch
+	// has called heard with concerned true.
 	Knows(generation uint32) bool
 
 	// Close disconnects from the kernel. weir's rules stay in the kernel.

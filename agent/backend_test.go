@@ -30,6 +30,7 @@ import (
 )
 
 // memory is a Backend that records its calls and changes nothing. Each call of Apply returns the next error in fails.
+// The next Result has the errors in late as its Late: errors of programs that failed after they had made their changes.
 type memory struct {
 	calls       []string
 	fails       []error

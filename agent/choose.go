@@ -25,8 +25,8 @@ type chooser struct {
 	// appeared is the result of the last call of choice.Appeared: the backend to which kube-proxy has moved last. It
 	// is empty if this backend is unknown.
 	appeared conf.Backend
-	trials   map[conf.Backend]trial
-	// turn returns the lock that a trial of the backend needs; nil if the trial needs no lock.
+	trials   map[conf.Backend]trial // the last trial of each backend: a test whether the node supports the backend
+	// turn returns the lock that must be locked during a trial of the backend; nil if the trial needs no lock.
 	turn func(conf.Backend) sync.Locker
 }
 
@@ -73,8 +73,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 	c.seen = now
 	changed := before.Nftables != now.Nftables || before.Iptables != now.Iptables || before.Newest != now.Newest
 	for name, t := range c.trials {
-		// A trial of the backend in use makes the loop wait, and read the kernel again. So the backend in use isn't tried
-		// while it works.
+		// During a trial of the backend in use, the loop waits, and afterwards it has to read the kernel again. So the
+		// backend in use isn't tried while it works.
 		works := name == previous && !broken && len(t.lacks) == 0
 		if changed && !works || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
 			delete(c.trials, name)
@@ -96,8 +96,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 const tryWithin = 10 * time.Second
 
 // try returns the features that the backend needs and the node lacks. worked is true if the backend was the previous
-// choice, and no fault of the kernel is known. If worked is true and the trial takes too long, try returns nil: the
-// trial may only be waiting for another program that has the lock of xtables.
+// choice, and no fault of the kernel is known. If worked is true and the trial takes too long, try returns nil, as for a
+// backend that works: the trial may only be waiting for another program that has the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if turn := c.turn(b); turn != nil {
 		turn.Lock()
@@ -182,8 +182,9 @@ func stands(ctx context.Context, b Backend) bool {
 // looks is the least number of times that the chooser looks at the node within the time SettleChoice.
 const looks = 4
 
-// watchChoice chooses again and again. It tells the loop when another backend has been the choice for SettleChoice.
-// It tells the loop at once if no backend has worked so far, or if only the reason has changed.
+// watchChoice chooses again and again. If it chooses another backend than the one that it last told the loop, it tells
+// the loop once the choice has stayed the same for the duration SettleChoice. It tells the loop at once if no backend
+// has worked so far, or if only the reason has changed.
 func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice) error {
 	if a.Backend != "" || len(a.Backends) < 2 {
 		<-ctx.Done()

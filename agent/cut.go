@@ -35,8 +35,8 @@ type cutting struct {
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // the number of cut connections when the last walk ended
-	// known has the cut connections, unless there are too many. restore means that the rules may now allow some cut
-	// connections. To restore them, the agent looks only at known.
+	// known has the cut connections: all of them, or only some if there are very many. restore means that the rules may
+	// now allow some of the connections in known. To restore these, the agent looks only at known.
 	known    []conntrack.Edit
 	restore  bool
 	restored time.Time // when the last restoring began
@@ -45,8 +45,8 @@ type cutting struct {
 	walking   bool
 	results   chan walkResult // has room for one result, so a walk never waits for the loop
 	shortest  time.Duration   // shortestPeriod, except in tests
-	next      time.Time       // the time before which no walk begins
-	paid      time.Time       // the end of the periods of all walks so far; see earlyPeriods
+	next      time.Time       // the time before which no walk through all connections begins
+	paid      time.Time       // the end of the last walk's period; see shortestPeriod
 	pause     *time.Timer
 }
 
@@ -69,7 +69,7 @@ const lazyPeriods = 4
 
 type walkResult struct {
 	cut.Result
-	restore bool // true if the walk looked only at known connections
+	restore bool // true if the walk looked only at the cut connections in cutting.known
 	held    bool // see cutting.held
 	began   time.Time
 	took    time.Duration
@@ -94,9 +94,10 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// afterApply makes a walk due if connections may have to be cut or restored after the applied change. After a change
-// that only allows more packets, that is so only while connections are cut or a walk runs. If it is enough to restore
-// known connections, only the restoring becomes due. gone is true if the change closes only addresses of ended pods.
+// afterApply makes a walk due if connections may have to be cut or restored after the applied change. A change that
+// only allows more packets needs a walk only if connections are cut now, or if a walk is running. If the agent knows
+// all cut connections, such a change needs no walk: then only the restoring of the known connections becomes due. gone
+// is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
@@ -194,7 +195,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// pay sets when the next walk may begin after this one (see shortestPeriod).
+// pay computes when the next walk may begin after the walk with the result w (see shortestPeriod).
 func (c *cutting) pay(w walkResult) {
 	if c.next = c.paid; w.began.After(c.next) {
 		c.next = w.began
@@ -232,8 +233,9 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 }
 
 // walkConnections cuts and restores connections. The rules of the first parameter, by, decide which connections are
-// allowed. If the rules of the newest target give another verdict on a connection, walkConnections leaves the
-// connection to the next walk.
+// allowed. The parameter target has the snapshot that the kernel has or is about to get. The loop may replace that
+// snapshot during the walk. If the rules of the newest snapshot give another verdict on a connection, walkConnections
+// leaves the connection to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, newest, err := evaluators(by, target)
 	if err != nil {
@@ -252,8 +254,8 @@ func restoreConnections(
 	return cut.Restore(known, newest)
 }
 
-// evaluators returns an evaluator with the snapshot's rules, and a function that returns an evaluator with the rules of
-// the newest target.
+// evaluators returns an evaluator with the rules of the snapshot by, and a function that returns an evaluator with the
+// rules of the snapshot that target has at the time of the call.
 func evaluators(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Evaluator, func() cut.Evaluator, error) {
 	own, err := ownAddresses()
 	if err != nil {

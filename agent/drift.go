@@ -12,14 +12,15 @@ type drift struct {
 	news chan struct{} // gets a message if the loop must look at generations; has room for one message
 
 	mu          sync.Mutex
-	generations []uint32      // generations that concern weir, and that the loop hasn't looked at yet
-	heard       uint32        // the newest generation that the kernel has reported
-	more        chan struct{} // closed when the kernel reports another generation
+	generations []uint32      // numbers of changes that concern weir, and that the loop hasn't looked at yet
+	heard       uint32        // the number of the newest change that the kernel has reported; 0 before the first
+	more        chan struct{} // is closed, and replaced, when the kernel reports another generation
 }
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear records a generation that the kernel has announced. If concerned is false, the loop need not look at it.
+// hear records a generation (nf_tables' number of a change) that the kernel has announced. If concerned is false, the
+// change doesn't concern weir, and the loop need not look at it.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -44,7 +45,7 @@ func (d *drift) take() []uint32 {
 	return taken
 }
 
-// hearing limits the wait for the kernel's messages about changes that are already made.
+// hearing limits how long the method none waits for the kernel's messages about changes that are already made.
 const hearing = 20 * time.Millisecond
 
 // none reports whether it is certain that no other program has changed weir's rules. It returns false if the kernel's

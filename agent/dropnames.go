@@ -86,7 +86,7 @@ func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan
 	if !a.send(ctx, question) {
 		return reply, false
 	}
-	select { // the loop answers at once, unless the agent ends
+	select { // the loop has taken the question, and answers at once, unless the agent ends
 	case reply = <-answer:
 		return reply, true
 	case <-ctx.Done():
@@ -111,9 +111,11 @@ type dropView struct {
 	chains      map[string]*ruleset.Class // one class of each chain, by the chain's name
 	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
-	ports       map[uint32]string   // the pods that podBehind has looked up, by the index of the port
-	earlier     map[string][]string // policies, by the chain of an earlier snapshot; for a shared chain, by "CHAIN POD"
-	lately      map[netip.Addr]latePod
+	ports       map[uint32]string // the pods that podBehind has looked up, by the index of the port
+	// earlier has the policies that earlier snapshots had for a chain. The key is the chain, or "CHAIN POD" if several
+	// classes share the chain.
+	earlier map[string][]string
+	lately  map[netip.Addr]latePod
 }
 
 // latePod has the pod's name from the last reported line about an address, and the time of that report.

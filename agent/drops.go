@@ -15,8 +15,8 @@ import (
 const (
 	// dropsPause is the time between two reads of dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
-	// dropsWait is how long the agent waits for further packets, at most, while it has not yet reported all lines
-	// about earlier packets.
+	// dropsWait limits the wait for further packets while the agent has not yet reported all lines about earlier
+	// packets. Otherwise dropsIdle limits the wait.
 	dropsWait  = 250 * time.Millisecond
 	dropsIdle  = time.Minute
 	dropsRetry = 5 * time.Second

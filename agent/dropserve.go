@@ -95,7 +95,7 @@ func (w *dropWriter) write(drops []*agentapi.Drop) error {
 			short.Packet = nil
 			d = &short
 		}
-		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // readerWait is for each single drop
+		if err := errors.Join(wait(), w.json.Encode(d)); err != nil { // each single drop may take readerWait
 			return err
 		}
 	}

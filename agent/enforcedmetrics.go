@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns the enforced position into metrics. While the position is unknown, the metrics keep the last
-// known position.
+// positionCollector makes metrics of the position (resourceVersions) up to which the kernel enforces the source's
+// changes. While the position is unknown, the metrics keep the last known position.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position

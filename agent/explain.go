@@ -34,8 +34,8 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin waits until no other question is being answered. It returns false if the client goes before that. If it returns
-// true, the caller must call end.
+// begin waits until no other question is being answered. It returns false if ctx ends before that, because the client
+// has disconnected. If it returns true, the caller must call end.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:
@@ -84,7 +84,7 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c, err := x.cluster(r.Context(), func(*policy.Pod) bool { return true })
-	x.end() // end before sending, because the client may be slow
+	x.end() // not after sending: the client may be slow, and other questions needn't wait for it
 	if err != nil {
 		refuse(w, http.StatusServiceUnavailable, err)
 		return

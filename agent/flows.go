@@ -239,7 +239,8 @@ func (r *recording) addFlows(ctx context.Context, lines []drops.Line) {
 	}
 }
 
-// end describes the address. The labels are left out if several pods may have the address.
+// end returns the pod, the node and the labels that belong to the address, as one end of a flow. It leaves out the
+// labels if several pods may have the address.
 func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
 	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
 	var found []*policy.Pod

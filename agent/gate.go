@@ -62,8 +62,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed is for the time in which the nodes aren't known. It makes a gate that accepts no tunnel packets. An
-// existing gate stays.
+// keepGateClosed is called while the nodes aren't known. If the kernel has no gate, keepGateClosed makes a gate that
+// accepts no tunnel packets. An existing gate stays as it is.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil

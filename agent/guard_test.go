@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// counting is a backend whose generation of nf_tables the test sets.
+// counting is a backend. Its method Generation returns the number that the test has put into the field generation.
 type counting struct {
 	memory
 	generation uint32

@@ -11,8 +11,8 @@ type heartbeat struct {
 	last time.Time
 }
 
-// renew may be called only if the kernel has everything that it should have. After an error the heartbeat stays
-// due.
+// renew renews the heartbeat if BeatEvery is over since the last renewal. After an error, the next call tries again.
+// Call renew only if the kernel has everything that it should have.
 func (h *heartbeat) renew() error {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return nil

@@ -20,8 +20,8 @@ type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
 	// because the engine keeps the map and compares it with the next map.
 	refused ruleset.Refused
-	// debt is how much of the kernel the next reconcile must read at least. Usually it is All after a failure, and
-	// otherwise Trust.
+	// debt is how much of the kernel the next reconcile must read at least. Usually it is netfilter.All (everything)
+	// after a failure, and otherwise netfilter.Trust (only what the backend doesn't remember).
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once that resync has read

@@ -17,8 +17,9 @@ type linkLocalView struct {
 	generation uint32
 }
 
-// keepLinkLocal adds new pods' ports to the table in each round. At a resync it repairs the table, or deletes it if no
-// port is left. After an error, no pod is enrolled.
+// keepLinkLocal keeps the ports of pods on other plugins' bridges in the table "bridge weir-link-local". In each round
+// it adds new ports. At a resync it repairs the table, or deletes the table if no such pod is left. After an error, no
+// pod is enrolled.
 func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 	v := &a.kernel.linkLocal
 	ports, err := bridge.LinkLocalPorts(a.records.endpoints)
@@ -40,9 +41,10 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 	return nil
 }
 
-// repairLinkLocal adds these ports, and the ports of pods with damaged records, to the table. It deletes other ports.
-// But while a record can't be read or an attachment is ending, it deletes no port, because the pod may still run. If
-// the addresses of pods can't be read, it adds the given ports, deletes no port, and returns an error.
+// repairLinkLocal adds the given ports, and the ports of pods with damaged records, to the table "bridge
+// weir-link-local". It deletes all other ports from the table. But while a record can't be read or an attachment is
+// ending, it deletes no port, because the pod may still run. If the addresses of pods can't be read, it adds the given
+// ports, deletes no port, and returns an error.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
 	var damaged []endpoint.Address

@@ -16,7 +16,7 @@ type nodeClaims struct {
 	stated   []policy.Node // the source's Nodes with all their claims (addresses and podCIDRs)
 	accepted []policy.Node
 	problems []ruleset.Problem
-	local    []claims.UnderlayAddress // addresses that this node itself needs
+	local    []claims.UnderlayAddress // addresses of this node and its routers; no other node's podCIDR may contain them
 	// err is the error of the last attempt to read local. After an error, local keeps its value.
 	err error
 }

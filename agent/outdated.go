@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns why an attachment doesn't fit this node, or "". Such an attachment was made with an old network
-// configuration, and another node may have its address.
+// outdated returns why an attachment doesn't fit this node, or "" if it fits. An attachment that doesn't fit was made
+// with an old network configuration, and another node may have its address.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
@@ -38,7 +38,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// foreign returns why another node may have the attachment's address, or "".
+// foreign returns why another node may have the attachment's address, or "" if no other node should have it.
 func (a *agent) foreign(e endpoint.Endpoint) string {
 	if primary(e) && a.homeless() {
 		return fmt.Sprintf("this node, %s, has no podCIDR that counts", a.Node.Name)

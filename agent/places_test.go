@@ -76,7 +76,7 @@ func TestUnseenPlaces(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	kept := make(chan error)
 	go func() { kept <- a.keepPlaces(ctx, lock, socket) }()
-	// wait returns once the agent has logged a line with the text want.
+	// wait waits until the agent has logged a line that contains the text in the parameter want.
 	wait := func(want string) {
 		t.Helper()
 		for {
@@ -101,7 +101,7 @@ func TestUnseenPlaces(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exchange() // now the directory's path leads to itself, and each look-up below it fails
+	exchange() // now the directory's path is a symbolic link to itself, and each look-up below it fails
 	for range 2 {
 		wait("can't look for a file of the agent")
 	}

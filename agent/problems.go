@@ -13,9 +13,9 @@ import (
 
 type problems struct {
 	all              []ruleset.Problem // sorted, with shortened texts
-	compiled, others []ruleset.Problem
-	made             time.Time
-	listed           time.Time // when compiled last changed; made is also set if only others changed
+	compiled, others []ruleset.Problem // the two lists that were last reported: the compiler's problems, and all others
+	made             time.Time         // when compiled or others last changed
+	listed           time.Time         // when compiled last changed
 }
 
 const (

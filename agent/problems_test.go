@@ -101,8 +101,8 @@ func TestManyProblemsAreHeld(t *testing.T) {
 	}
 	a.problems.made, a.problems.listed = time.Now().Add(-keptFor), time.Now().Add(-keptFor)
 	a.problems.report(a.Log, a.problems.compiled, []ruleset.Problem{{Object: "Node none"}})
-	// The report above, with another problem, has renewed made, but not listed. So a new list of the objects' problems
-	// is still due.
+	// The report above had a new problem only in the list of other problems. So it has set the field made, but not the
+	// field listed, and a new list of the objects' problems is still due.
 	a.problems.made = time.Now().Add(-manyEvery)
 	if report(); !named() {
 		t.Error("the problem isn't listed")

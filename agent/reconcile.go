@@ -142,7 +142,8 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
 	if r.guardErr == nil && r.applied.unknown() {
-		// All isn't needed: even with Trust, the next reconcile tries to read the tables that couldn't be read.
+		// The next reconcile needn't read everything (netfilter.All): even with netfilter.Trust, it tries to read the
+		// tables that couldn't be read.
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {

@@ -46,7 +46,7 @@ type records struct {
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
 	list      []endpoint.Endpoint // the values of endpoints, in no order
-	attached  []policy.Endpoint   // the result of records.attached, in policy's type
+	attached  []policy.Endpoint   // the result of records.attached, converted to package policy's type
 }
 
 func (r *records) copies() *recordsCopy {
@@ -119,7 +119,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// equal reports whether the list all has exactly the known records.
+// equal reports whether the parameter all contains exactly the known records.
 func (r *records) equal(all []endpoint.Endpoint) bool {
 	return len(all) == len(r.endpoints) && !slices.ContainsFunc(all, func(e endpoint.Endpoint) bool {
 		known, ok := r.endpoints[e.ID()]
@@ -194,7 +194,8 @@ func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 
 // add adds the record. If two records have the same address, only the record of the attachment to which the address is
 // assigned counts. Otherwise the new pod would also get the old pod's rights. If the address is assigned to neither
-// attachment, the added record counts. The other record is forgotten, or becomes broken.
+// attachment, the added record counts. A record that doesn't count becomes broken. But add forgets an earlier record if
+// its file is gone, or no longer has the address.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	owner := ""
@@ -229,8 +230,8 @@ func assignedTo(id, owner string) error {
 	return fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, owner)
 }
 
-// owns reports whether an address of both records is assigned to the first attachment. If the assignment can't be read,
-// owns returns true.
+// owns reports whether an address that both records have is assigned to the attachment of the first record. If the
+// assignment can't be read, owns returns true.
 func owns(a, b endpoint.Endpoint) bool {
 	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
 		if !slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr }) {

@@ -20,7 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// failing is a Backend that can't write to the kernel. uses is the number of calls and trials that run now.
+// failing is a Backend that can't write to the kernel. uses is the number of calls and trials that run now. together
+// counts the calls and trials that began while another ran. rounds counts the calls of KeepClosed.
 type failing struct {
 	memory
 	uses, together, rounds *atomic.Int64

@@ -57,7 +57,7 @@ func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // the classes of the enforced snapshot
-	up        map[string]bool // a copy of links.done
+	up        map[string]bool // a copy of links.done: the links that the loop has brought up, by endpoint ID
 	tunnels   []conf.Family
 }
 
@@ -95,7 +95,8 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear asks for a check of the node, unless only the underlay has changed.
+// hear records what the kernel has announced. It asks for a check of the node if node settings, or weir's tunnel and
+// routes to other nodes, may have changed.
 func (u *upkeep) hear(n bridge.News) {
 	u.heard.Add(1)
 	if n.Overlay {

@@ -343,8 +343,8 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.want("ended", map[string][]string{})
 }
 
-// earlySets records the addresses that PurgeEarly got. before says whether the link existed when PurgeEarly was called,
-// and after whether it existed when later was called.
+// earlySets records the addresses that PurgeEarly got. The field before is true if the link existed when PurgeEarly was
+// called. The field after is true if the link existed when the function that PurgeEarly returned was called.
 type earlySets struct {
 	podSets
 	link          string

@@ -87,9 +87,10 @@ func (m *making) preventBypass(links netlinksafe.Handle) error {
 }
 
 // assign takes the addresses out of all sets, writes the record, and assigns the addresses to the attachment. Sets may
-// still have them: weir may have missed the DEL of an earlier attachment, or an agent may have put an address of an
-// ended pod into a set again before it was killed. Once the record is written, the agent puts the addresses into the
-// set of all pods, so from then on assign must not take them out. The error may be *ipam.AssignedError.
+// still have the addresses: weir may have missed the DEL of an earlier attachment, or an agent may have put an address
+// of an ended pod into a set again before the agent was killed. Once the record is written, the agent puts the
+// addresses into the set of all pods. So assign takes the addresses out before it writes the record. The error may be
+// *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

@@ -19,7 +19,7 @@ type ending struct {
 	record    *endpoint.Endpoint
 	sender    bridge.Sender
 	busy      bool // true if this process has locked the record (endpoint.LockBusy)
-	begun     bool // true if begin has marked the record as ending
+	begun     bool // true if the method begin has marked the record as ending
 	forbidden bool // true if the guard has no entry of the port
 	unplugged bool // true if the link and the neighbour entries are deleted
 	salvaged  bool // true if the record is broken: it isn't known whether weir or another plugin made the link
@@ -137,8 +137,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does the steps that begin hasn't done. It returns the record, or nil if there is none. The caller must
-// have the node's lock.
+// endLocked does the steps that the method begin hasn't done. It returns the record, or nil if there is none. The
+// caller must have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	if x.salvaged = errors.Is(err, endpoint.ErrBroken); x.salvaged {

@@ -69,8 +69,8 @@ type enrolCall struct {
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment, and then calls the function report. If a step or report fails, Make undoes all steps.
-// Make never undoes preventBypass.
+// Make makes an attachment, and then calls the function report. If a step or report fails, Make undoes all steps except
+// preventBypass, which sets options of another plugin's bridge.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
 // *ExhaustedError and *AssignedError, and the errors of the function report. A *StepError is any other failure of the
@@ -116,8 +116,8 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare checks the request. For a chained attachment, it finds the pod's link and does preventBypass. The caller
-// closes the result.
+// prepare checks the request. For a chained attachment, it finds the pod's link and calls preventBypass. The caller
+// must close the result.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {

@@ -150,7 +150,8 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	// The first error is of the backend whose rules use the set of all pods, or else of the first backend.
+	// errs[0] is the error of the backend whose rules use the set of all pods. If no rules use the set, errs[0] is the
+	// first backend's error.
 	return errs[0]
 }
 

@@ -48,7 +48,7 @@ const (
 	defaultMTU = 1500
 )
 
-// Bridge is weir0. MTU is the MTU of new pairs: the requested MTU, or else the MTU of weir0.
+// Bridge is weir0. MTU is the MTU of new veth pairs: the requested MTU, or the MTU of weir0 if none was requested.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr

@@ -14,9 +14,9 @@ const (
 	maxNoticed = 2048      // the number of kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after its last drop
 	retell     = 5 * time.Minute
-	podBurst   = 5           // notices about one pod at once
+	podBurst   = 5           // how many notices one pod may get without a pause
 	podEvery   = time.Minute // the time after which the pod may get one more notice
-	allBurst   = 30          // notices about all pods at once
+	allBurst   = 30          // how many notices all pods together may get without a pause
 	allEvery   = 2 * time.Second
 )
 

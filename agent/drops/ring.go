@@ -84,7 +84,7 @@ func size(d *agentapi.Drop) int {
 	return 400 + len(d.Packet) + len(d.Source.Pod) + len(d.Destination.Pod) + 16*len(d.Policies)
 }
 
-// Since returns the drops from that time on, in the order in which they came.
+// Since returns the drops from the time t on, in the order in which they were added.
 func (r *Ring) Since(t time.Time) (drops []*agentapi.Drop) {
 	r.mu.Lock()
 	all := make([]numbered, 0, r.entries)

@@ -24,9 +24,10 @@ import (
 // These constants limit lines (see Line). A sender gets only as many lines a second as people can read. So the lines
 // of a flood take no room from other senders.
 const (
-	burst     = 50 // lines of one sender at once
-	perSecond = 20 // lines of one sender, over time
-	// There are at most maxFlows flows. Once there are half as many, a sender gets a new flow only if it has none.
+	burst     = 50 // how many lines one sender may have at once
+	perSecond = 20 // how many lines one sender may have in each further second
+	// There are at most maxFlows flows. A flow counts packets of one kind. Once there are half as many flows, only a
+	// sender without a flow gets a new flow.
 	maxFlows = 16384
 	// The first maxSenders pods or links have an account each. All further senders share a fixed number of accounts.
 	maxSenders = 8192
@@ -125,7 +126,7 @@ func NewSums() *Sums {
 
 func (s *Sums) At(now time.Time) { s.now = now }
 
-// Lost counts packets of which only the number is known.
+// Lost counts packets that the reader missed, so that only their number is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
 // Add counts the packet in its flow. If the flow is new and there is no room for it, the packet counts as left out.
@@ -330,7 +331,7 @@ func (s *Sums) sweep(list []Line) []Line {
 	return list
 }
 
-// empty makes a new map, because clear would keep the memory of a map that was once large.
+// empty removes all entries. It makes a new map, because clear would keep the memory of a map that was once large.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 0 {
 		*m = map[K]V{}
