@@ -42,9 +42,9 @@ func newChooser(o Options) *chooser {
 	}
 }
 
-// choose returns the backend that suits the node. previous is the backend that was used before; empty if there was no
-// such backend. broken means that the kernel can't be read or changed, so backends that worked at their last trial are
-// tried again.
+// choose returns the backend that suits the node. previous is the last choice that the loop knows. At the agent's
+// start, previous is the backend that the node used before. It is empty if there is no such backend. broken means that
+// the kernel can't be read or changed, so backends that worked at their last trial are tried again after SettleChoice.
 func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool) (choice.Choice, error) {
 	if c.Backend != "" {
 		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil

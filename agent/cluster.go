@@ -198,8 +198,8 @@ func (a *agent) lookupWaiting() {
 	}
 }
 
-// lookup asks the source for a pod that the source hasn't reported yet. If the source finds the pod, the answer comes
-// as an event (podLookedUp).
+// lookup asks the source for a pod that the source hasn't reported yet. If the source finds the pod, and the pod has
+// the UID that the runtime gave, the answer comes as an event (podLookedUp).
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

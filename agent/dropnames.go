@@ -112,8 +112,8 @@ type dropView struct {
 	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
 	ports       map[uint32]string // the pods that podBehind has looked up, by the index of the port
-	// earlier has the policies that earlier snapshots had for a chain. The key is the chain, or "CHAIN POD" if several
-	// classes share the chain.
+	// earlier has policies for lines that come after their chain or pod is gone. The key is the chain's name, or
+	// "CHAIN POD" if the chain alone doesn't tell the policies.
 	earlier map[string][]string
 	lately  map[netip.Addr]latePod
 }

@@ -218,7 +218,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// addFlows adds the lines to the flows. Packets with unknown addresses are only counted.
+// addFlows adds the lines to the flows. Packets whose addresses are unknown, because the packets were lost or left out,
+// are only counted.
 func (r *recording) addFlows(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return

@@ -123,8 +123,9 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the kernel if verify is All or the kernel's state is unknown. Afterwards it reads the records. In
-// this order, the records show each ADD and DEL whose changes the agent has found in the kernel.
+// readKernel reads the kernel if verify is netfilter.All or the kernel's state is unknown. It doesn't read the kernel
+// again if a resync has just read everything part by part (refresh). Afterwards it reads the records. In this order,
+// the records show each ADD and DEL whose changes the agent has found in the kernel.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil

@@ -68,8 +68,9 @@ func TestEventsGetNoLargeSets(t *testing.T) {
 	}
 }
 
-// TestSlicesRest: many slices (rounds that each make a part of the sets) in a row take at most a quarter of the loop's
-// time. Rounds for events delay the next slice only for a limited time.
+// TestSlicesRest: after quickSlices slices (rounds that each make a part of the sets) in a row, the loop rests before
+// each further slice: three times as long as the last round took, but at most mostRest. If rounds for events have
+// delayed a slice for longer than mostRest, the slice comes without a rest.
 func TestSlicesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &agent{}

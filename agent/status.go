@@ -60,9 +60,8 @@ func (a *agent) publishStatus() {
 	})
 }
 
-// publishSource updates the parts of the status that an event of the source can change without a
-// reconcile. It doesn't copy the endpoints,
-// because in a large cluster most events concern no pod of this node.
+// publishSource updates the parts of the status that an event of the source can change without a reconcile. It doesn't
+// copy the endpoints, because in a large cluster most events concern no pod of this node.
 func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files

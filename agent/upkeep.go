@@ -57,7 +57,7 @@ func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // the classes of the enforced snapshot
-	up        map[string]bool // a copy of links.done: the links that the loop has brought up, by endpoint ID
+	up        map[string]bool // a copy of links.done: the links that needn't be brought up any more
 	tunnels   []conf.Family
 }
 

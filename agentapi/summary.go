@@ -22,8 +22,9 @@ type Summary struct {
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Pods counts all attachments. Closed counts attachments that are closed in a direction. Isolated counts attachments
-	// that are not closed, and that policies isolate in a direction.
+	// Pods counts all attachments. Closed counts attachments that are closed in a direction. Isolated counts all other
+	// attachments that aren't open in both directions. For some of these, the agent may not know yet whether policies
+	// isolate the pod (ClassBefore, ClassUnknown).
 	Pods     int   `json:"pods"`
 	Isolated int   `json:"isolated"`
 	Closed   int   `json:"closed"`

@@ -70,7 +70,7 @@ type enrolCall struct {
 }
 
 // Make makes an attachment, and then calls the function report. If a step or report fails, Make undoes all steps except
-// preventBypass, which sets options of another plugin's bridge.
+// preventBypass, which sets options of another plugin's bridge and of the pod's link.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
 // *ExhaustedError and *AssignedError, and the errors of the function report. A *StepError is any other failure of the

@@ -75,8 +75,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops, and returns all queued drops. The last drop may count missed packets (DropMissed). If wait is
-// over or ctx ends, Next may return no drops.
+// Next waits for drops until wait is over or ctx ends. It returns all queued drops, perhaps none. The last drop may
+// count missed packets (DropMissed).
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

@@ -14,12 +14,14 @@ type Prefix struct {
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string
-	// ByLink means that only the packet's link identifies the sender. Forged means that nothing identifies the sender.
+	// ByLink means that only the link on which the packet came in identifies the sender, because the source address
+	// may be forged. Forged means that nothing identifies the sender.
 	ByLink, Forged bool
 }
 
-// The map chains has the meanings of chains' names, and the map texts has the meanings of whole log prefixes. If a
-// meaning has no Direction, package agent finds the direction by the packet's addresses.
+// The map chains has the meanings of chains' names, and the map texts has the meanings of whole log prefixes. With the
+// reasons ByCut, ByMidstream and ByWrongLink, package agent finds the direction by the packet's addresses. With the
+// reasons ByNoPod and ByTunnel, the direction stays empty.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},
