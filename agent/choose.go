@@ -96,8 +96,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 const tryWithin = 10 * time.Second
 
 // try returns the features that the backend needs and the node lacks. worked is true if the backend was the previous
-// choice, and no fault of the kernel is known. If worked is true and the trial takes too long, try returns nil, as for a
-// backend that works: the trial may only be waiting for another program that has the lock of xtables.
+// choice, and no fault of the kernel is known. If worked is true and the trial takes too long, try returns nil, as for
+// a backend that works: the trial may only be waiting for another program that has the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if turn := c.turn(b); turn != nil {
 		turn.Lock()
@@ -140,9 +140,9 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 	return ""
 }
 
-// first returns the choice at the agent's start, and the backend to start with. If the kernel has complete rules of
-// the other backend, but not of the chosen backend, the agent starts with the other backend and moves later. A move
-// harms no connection.
+// first returns the choice at the agent's start, and the backend to start with. Usually this is the chosen backend. But
+// if the node used another backend before, and the kernel has complete rules only of the backend that wasn't chosen,
+// the agent starts with that backend and moves later. A move harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {

@@ -112,8 +112,9 @@ func TestNodesOfDrops(t *testing.T) {
 	}
 }
 
-// TestDropsOfEndedPods: a line about the last packets of a pod comes when the pod has ended. The line still has the
-// pod's name and policies, if an earlier line had them shortly before.
+// TestDropsOfEndedPods: if a line about a pod's packets comes after the pod has ended, the line still has the pod's
+// name and policies, provided that an earlier line had them less than lateFor ago. If the packets' address may be
+// forged (ByNoPod), the line names no pod.
 func TestDropsOfEndedPods(t *testing.T) {
 	job := netip.MustParseAddr("10.88.0.3")
 	const chain = conf.EgressClassChains + "NONE"

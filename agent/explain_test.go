@@ -24,8 +24,8 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 	return o, nil, nil
 }
 
-// TestStoppedClient: if a client asks for all objects and doesn't read them, other clients' questions don't wait.
-// Only another client that asks for all objects waits.
+// TestStoppedClient: if a client asks for all objects and doesn't read the answer, the agent answers other clients'
+// questions. Only a second answer with all objects waits, because each such answer takes much memory.
 func TestStoppedClient(t *testing.T) {
 	x := explainer{
 		source: viewer{newCluster()}, snapshots: &snapshots{}, status: &atomic.Pointer[status]{},

@@ -95,8 +95,8 @@ func TestFlowTableBoundsLabels(t *testing.T) {
 	}
 }
 
-// TestFlowsOfAFailedRecording: if a recording has failed and will be tried again, a new order to record keeps its
-// flows. If a recording has ended, a new order begins with an empty table.
+// TestFlowsOfAFailedRecording: if a recording has failed and will be tried again, a new order to record keeps the flows
+// of the failed recording. If a recording has ended, a new order begins with an empty table.
 func TestFlowsOfAFailedRecording(t *testing.T) {
 	l := newFlowLog()
 	l.order(time.Hour)

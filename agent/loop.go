@@ -60,14 +60,15 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// beginRound records the time for serveHealth. A time.Time from time.Now doesn't follow changes of the node's clock.
+// beginRound records the time for serveHealth. Changes of the node's clock don't matter: a time.Time from time.Now has
+// a monotonic clock reading.
 func (a *agent) beginRound() {
 	now := time.Now()
 	a.lastRound.Store(&now)
 }
 
-// refresh reads the kernel for a resync, part by part. Between two parts it handles a waiting event, so no pod and no
-// policy waits for the whole resync.
+// refresh reads the kernel for a resync, part by part. Between two parts it handles all waiting events, so no pod and
+// no policy waits for the whole resync.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
 		return // then the reconcile reads everything itself

@@ -83,7 +83,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	}
 }
 
-// add attaches and enrols a pod. The agent hasn't got the record's event yet.
+// add attaches and enrols a pod. The agent gets no event about the new record before the request to enrol.
 func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
@@ -309,7 +309,8 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 	}
 }
 
-// TestSetsThatAnAddChanges: a running ADD may take its pod out of the sets. The agent doesn't count this as a repair.
+// TestSetsThatAnAddChanges: if a running ADD takes its pod out of the sets, the agent puts the pod into the sets again,
+// and counts no repair. If another program does so after the ADD has ended, the agent counts a repair.
 func TestSetsThatAnAddChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

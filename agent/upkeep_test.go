@@ -80,8 +80,8 @@ func TestRepairBesideDEL(t *testing.T) {
 	}
 }
 
-// TestNodeIsObservedAgain: a check observes the node again after an announcement and after a minute, and reads sysctls
-// each time.
+// TestNodeIsObservedAgain: a check observes the node again if the kernel has announced a change, or if the last
+// observation is a minute old (observeEvery). Otherwise the check reads only the sysctls again.
 func TestNodeIsObservedAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -80,7 +80,7 @@ func (e *EnrolError) Unwrap() error { return e.Err }
 // whose link is already up.
 type NoRuleError struct {
 	Set string
-	Err error // why the agent has not enrolled the pod, and why the rules can't be read
+	Err error // why the agent has not enrolled the pod; if the rules can't be read, also why
 }
 
 func (e *NoRuleError) Error() string {

@@ -239,8 +239,8 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, logIfPossible makes the guard without its log, and
-// guardIntact returns true for this guard.
+// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, logIfPossible makes the guard without rules that
+// log, and guardIntact returns true for this guard. With an added rule that accepts frames, guardIntact returns false.
 func TestGuardThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -512,7 +512,7 @@ func TestPodAddresses(t *testing.T) {
 	}
 }
 
-// TestFailedWatches: a watch that fails closes its socket.
+// TestFailedWatches: if a watch gets a message that it can't read, it returns an error and closes its socket.
 func TestFailedWatches(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
