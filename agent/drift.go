@@ -13,7 +13,7 @@ type drift struct {
 
 	mu          sync.Mutex
 	generations []uint32      // numbers of changes that concern weir, and that the loop hasn't looked at yet
-	heard       uint32        // the number of the newest change that the kernel has reported; 0 before the first
+	heard       uint32        // the number of the newest change that the kernel has reported; 0 means unknown
 	more        chan struct{} // is closed, and replaced, when the kernel reports another generation
 }
 

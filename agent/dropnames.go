@@ -251,7 +251,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 // is a pod of this node, or else ingress if the receiver is a pod of this node. In all other cases it returns "".
 func (v *dropView) direction(l drops.Line) string {
 	switch {
-	case l.Reason != agentapi.ByWrongLink && v.pods[l.Flow.Source()] != "": // with ByWrongLink, the source is forged
+	case l.Reason != agentapi.ByWrongLink && v.pods[l.Flow.Source()] != "": // with ByWrongLink, the source may be forged
 		return string(ruleset.Egress)
 	case v.pods[l.Flow.Destination()] != "":
 		return string(ruleset.Ingress)

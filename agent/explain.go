@@ -141,7 +141,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 		}
 	}
 	e, err := explain.Explain(c, q)
-	if input := (*explain.InputError)(nil); errors.As(err, &input) { // again with all pods, to find the nearest names
+	if input := (*explain.InputError)(nil); errors.As(err, &input) { // a wrong name: again, to find similar names
 		if c, err = about(func(*policy.Pod) bool { return true }); err == nil {
 			e, err = explain.Explain(c, q)
 		}
@@ -162,7 +162,7 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 		v := explain.View{Node: x.node, Want: by.ruleset, Links: by.links()}
 		packets := checked(e, v.Links)
 		if len(packets) == 0 {
-			e.AddKernel(v) // says why there is nothing to look at
+			e.AddKernel(v) // adds notes that say why there is nothing to look at
 			return
 		}
 		inspected, err := (*x.backend.Load()).Inspect(ctx, by.ruleset, packets)

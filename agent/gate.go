@@ -33,7 +33,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	if same && verify != netfilter.All {
 		return nil
 	}
-	generation, err := a.backend.Generation() // read before the gate, so a change in between has a higher number
+	generation, err := a.backend.Generation() // read before the gate is read, so any later change has a higher number
 	if err != nil {
 		generation = 0
 	}

@@ -52,7 +52,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 		return nil
 	}
 	g := &a.kernel.guard
-	generation, err := a.backend.Generation() // read before the guard, so a change in between has a higher number
+	generation, err := a.backend.Generation() // read before the guard is read, so any later change has a higher number
 	if err != nil {
 		generation = 0
 	}

@@ -55,7 +55,7 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 	ports = append(ports, more...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
-	generation, err := a.backend.Generation() // read before the table, so a change in between has a higher number
+	generation, err := a.backend.Generation() // read before the table is read, so any later change has a higher number
 	if err != nil {
 		generation = 0
 	}

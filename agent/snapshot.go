@@ -35,7 +35,8 @@ func (s *snapshot) sharesNodes(o *snapshot) bool {
 type snapshots struct {
 	// target has the ruleset that the kernel has or is about to get. The loop stores target before it changes the kernel.
 	target atomic.Pointer[snapshot]
-	// enforced was last applied to the kernel. It is older than target while the kernel can't be changed.
+	// enforced is the snapshot that was last applied to the kernel. It is older than target while the kernel can't be
+	// changed.
 	enforced atomic.Pointer[snapshot]
 }
 

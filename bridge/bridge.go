@@ -14,7 +14,7 @@
 //     and the packet passes the FORWARD hook, where policy is enforced.
 //   - Nothing is resolved or learned: neighbour entries are permanent, and the bridge has a static forwarding entry for
 //     each port.
-//   - A port's link stays down until Pair.Start or SetLinkUp is called.
+//   - A new port's link stays down until Pair.Start, SetLinkUp, or a repair with Pod.Up sets it up.
 package bridge
 
 import (
