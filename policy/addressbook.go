@@ -131,9 +131,9 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving has the changes that aren't in the sets yet. settle writes them into the sets at the end of a delta, and in a
-// large delta also after each 4,096 addresses. If a delta moves an address from one pod to another, the sets then
-// change once and not twice.
+// moving has the changes that aren't in the sets yet. settle writes these changes into the sets at the end of a
+// delta (changes of a source's objects), and in a large delta also after each 4,096 addresses. So if a delta moves
+// an address from one pod to another, the sets change only once.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // crowds that have lost their last pod

@@ -15,9 +15,9 @@ const maybeSuffix = " (may select it)"
 type isolating struct {
 	direction ruleset.Direction
 	policies  []*parsedPolicy // in the order of their names
-	// anchored has the indexes of policies, by anchor: a label, or any label with a certain key (requirement.anchors).
-	// A pod that a policy selects has at least one of the policy's anchors. others has the indexes of the policies
-	// without anchors.
+	// anchored has the indexes of policies, by anchor. An anchor is a label (key and value), or stands for all
+	// labels with a certain key (requirement.anchors). A pod that a policy selects has at least one of the policy's
+	// anchors. others has the indexes of the policies without anchors.
 	anchored map[anchor][]int
 	others   []int
 }
@@ -85,9 +85,9 @@ func (x *isolating) of(pods ...*Pod) alternatives {
 // name, because a policy's name contains a slash (NAMESPACE/NAME).
 const auditedGroup = "audited"
 
-// split returns the enforced policies if there are any, and otherwise the audited ones. Beside enforced policies,
-// audited policies would drop nothing: the enforced policies isolate the pod, and the audited ones would only allow
-// more.
+// split returns only the enforced policies if there are any, otherwise the audited policies. audited is true if it
+// returns audited policies. If a pod has enforced policies, its audited policies would drop nothing: the enforced
+// policies isolate the pod already, and the audited policies would only allow more.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {

@@ -9,8 +9,8 @@ import (
 )
 
 // familiesOf returns IPv4. It also returns IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if strays
-// is true (State.Strays6). Without IPv6, a change of rules costs half as much. IPv6 packets from pods then need no
-// rules, because the guard drops them all.
+// is true: the kernel then has IPv6 addresses of pods that may have no endpoint (State.Strays6). Without IPv6, a
+// change of rules costs half as much. IPv6 packets from pods then need no rules, because the guard drops them all.
 func familiesOf(endpoints []Endpoint, self Node, strays bool) []conf.Family {
 	if strays {
 		return conf.Families[:]

@@ -35,10 +35,13 @@ type classified struct {
 	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
 	// isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
-	supplies []*supply // the sets of the demands in part.placed
+	supplies []*supply // the sets of the demands in placed
 	problems problemList
-	placed   map[askKey][]*demand       // part.placed, by policy and direction
-	reusable map[classKey]reusableClass // empty if the kernel refuses anything
+	// placed has the demands in part.placed (their rules and sets are in the ruleset), by policy and direction.
+	placed map[askKey][]*demand
+	// reusable has the classes that the next ruleset takes over if nothing changes for them. It is empty if the kernel
+	// refuses any part of a ruleset.
+	reusable map[classKey]reusableClass
 }
 
 type classKey struct {
@@ -54,7 +57,9 @@ type reusableClass struct {
 
 type class struct {
 	ruleset.Class
-	policies int // sum of the numbers of policies of all alternatives; the rules of classes with more come first
+	// policies is the sum of the numbers of policies in all alternatives. The rules of a class with a larger sum come
+	// first.
+	policies int
 	key      string
 	// set and chain are nil if the policies allow nothing, or if the kernel refuses the set.
 	set   *ruleset.Set
@@ -66,7 +71,8 @@ type class struct {
 // isolates returns 1 if a policy isolates the pods, and 0 if all of their policies are only audited.
 func (k *class) isolates() int { return min(len(k.Policies), 1) }
 
-// classifier makes the classes of one namespace from its placed demands (part.placed).
+// classifier makes the classes of one namespace from its placed demands: the demands whose rules and sets are in
+// the ruleset (part.placed).
 type classifier struct {
 	*compiler
 	*part
@@ -102,7 +108,8 @@ func (c *compiler) classify() {
 	}
 }
 
-// exchange replaces the part's classes. It also replaces the sets and chains of these classes in the ruleset.
+// exchange replaces the classes of a part (of one namespace). It also replaces the sets and chains of these classes
+// in the ruleset.
 func (c *compiler) exchange(p *part, now classified) {
 	was := p.classified
 	p.classified, c.dispatched = now, false
@@ -144,8 +151,8 @@ func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
-// collect groups the placed demands (part.placed) by policy, lists their sets, and reports entries that the kernel
-// refuses.
+// collect groups the placed demands (part.placed) by policy and direction. It also lists the sets of these demands,
+// and reports the sets' entries that the kernel refuses.
 func (l *classifier) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.placed {
@@ -181,8 +188,9 @@ func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// classOf returns the group's class. If nothing has changed for the group, it returns the class of the last ruleset.
-// The last and the new ruleset then share the class's memory, and comparing its rules takes no time.
+// classOf returns the class of a group: of pods with the same isolating policies. If nothing has changed for the
+// group, it returns the class of the last ruleset. The last and the new ruleset then share the class's memory, and
+// comparing its rules takes no time.
 func (l *classifier) classOf(g *group) (k class, ok bool) {
 	key := classKey{l.side, l.family, g.key}
 	if was, has := l.classified.reusable[key]; has && len(l.refused) == 0 &&

@@ -33,7 +33,7 @@ type member struct {
 
 type localEndpoint struct {
 	Endpoint
-	known bool // true if the source has the pod, or enforcement is off
+	known bool // true if the source has the pod, or if enforcement is off for the pod
 	pods  []*Pod
 }
 

@@ -62,13 +62,13 @@ type namedPort struct {
 	local bool
 }
 
-// compiler compiles the ruleset of one node. The following methods tell it of changes. Then compile computes only what
-// depends on the changes:
+// compiler compiles the ruleset of one node. The following methods tell the compiler what has changed. After that,
+// the method compile computes only what depends on these changes:
 //
 //	replace      the pods or policies of a namespace have changed
 //	resized      the size of a set has changed
 //	setCommon    the rules and sets that belong to no policy have changed
-//	setRefused   the kernel refuses other parts; compile then computes everything
+//	setRefused   the parts that the kernel refuses have changed; compile then computes everything
 type compiler struct {
 	find      finder
 	limits    limits
@@ -179,8 +179,9 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants replaces the part "was" by the part "now" in the list supply.wanted of each set. "now" is the newest
-// part of a namespace, or an empty part if the namespace has no part any more.
+// exchangeWants replaces the part "was" by the part "now" in the list supply.wanted of each set: the list of the
+// parts that need the set. "now" is the newest part of a namespace, or an empty part if the namespace has no part
+// any more.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp

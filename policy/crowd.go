@@ -22,8 +22,8 @@ type space struct {
 	// parsed has the parsed policies, sorted by name. It is nil until policiesIn fills it. It stays nil if the
 	// namespace has no pods on this node.
 	parsed []parsedPolicy
-	// used and waiting are sums of the effort of parsing large policies (TakeParsed). used counts the policies that are in
-	// the list parsed. waiting counts parsed policies that aren't in this list yet.
+	// used and waiting are sums of the efforts (parseEffort) of large policies that are parsed already. used counts
+	// the policies in the list parsed, and waiting the policies that aren't in this list yet: see TakeParsed.
 	used, waiting float64
 }
 

@@ -17,7 +17,7 @@ type Delta struct {
 	// Pods has a list for each name with which a pod has been added, changed or removed. The list has all pods that have
 	// this name now, so it may be empty. In a directory of manifests, several pods may have the same name.
 	Pods map[Name][]*Pod
-	// Policies has the same for policies as Pods has for pods.
+	// Policies has such lists for the names of policies.
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 

@@ -19,7 +19,7 @@ type demand struct {
 	classes int // how many classes the policy isolates
 	rules   []familyRule
 	sets    []*supply
-	of      *part // the namespace's newest part with the demand
+	of      *part // the newest of the namespace's parts (see part) that has the demand
 	ready   bool  // true if all sets are in the ruleset
 }
 

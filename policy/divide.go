@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// dividing is a division of the remaining capacity among the greedy namespaces (division.greedy). It may take several
-// compiles.
+// dividing is a division of the remaining capacity among the greedy namespaces: those that need more than an equal
+// share of the node (division.greedy). It may take several compiles.
 type dividing struct {
 	left  amount
 	all   []*tenant
@@ -16,10 +16,11 @@ type dividing struct {
 	taken amount
 }
 
-// divideLeft grants demands of the greedy namespaces (division.greedy) one by one. The next demand is always granted to
-// the namespace whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets
-// and entries (dominant resource fairness). If this compile has done as much work as it may, the next compile
-// continues. Until the division is finished, the namespaces keep what they were granted before.
+// divideLeft grants demands of the greedy namespaces one by one: of those that need more than an equal share of the
+// node (division.greedy). The next demand is always granted to the namespace whose share would then be the
+// smallest. A namespace's share is the largest of its shares of rules, sets and entries (dominant resource
+// fairness). If this compile has done as much work as it may, the next compile continues. Until the division is
+// finished, the namespaces keep what they were granted before.
 func (c *compiler) divideLeft() {
 	for !c.work.small && (c.division.stale || c.division.running != nil) {
 		if c.division.running == nil {
@@ -79,7 +80,9 @@ func (c *compiler) goOnDividing(r *dividing) (finished bool) {
 		case now == t.part:
 			t.decide()
 			now.undecided = false
-		default: // a newer part: the next division decides; until then the part keeps only what this division grants
+		default:
+			// The namespace has a newer part, on which the next division decides. Until then, the newer part keeps
+			// only demands that the present division has granted.
 			now.keep(t.granted)
 		}
 	}
@@ -95,8 +98,9 @@ func (p *part) keep(granted []*demand) {
 	p.regranted = true
 }
 
-// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is false if this
-// compile reaches its limit of work before it finds the answer. The next call then continues.
+// next reports whether the tenant (a namespace) has a next demand that fits. It also computes t.afterwards: the
+// tenant's share of the node if this demand is granted. known is false if this compile reaches its limit of work
+// before it finds the answer. The next call then continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node
 	if c.parts[t.namespace] != t.part { // the part is out of date: another division will decide on the new part's demands

@@ -23,7 +23,7 @@ func (e Endpoint) equal(o Endpoint) bool {
 		e.Chained == o.Chained && e.HostIf == o.HostIf && e.BridgeIf == o.BridgeIf
 }
 
-// PodRef identifies a pod. UID is empty if the runtime hasn't told it.
+// PodRef identifies a pod. UID is empty if the runtime hasn't passed it to ADD.
 type PodRef struct{ Namespace, Name, UID string }
 
 func (p PodRef) String() string { return p.Namespace + "/" + p.Name }

@@ -155,7 +155,8 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced sometimes computes the ruleset in slices. No slice may allow a packet that the whole ruleset denies.
+// sliced sometimes computes the ruleset in slices: SliceOf returns an unfinished ruleset after a limited amount of
+// work. No slice may allow a packet that the whole ruleset denies.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""

@@ -127,8 +127,8 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// weir0 needs this sysctl to be 0. So weir must switch iptables on for the other plugin's bridge alone
-	// (nf_call_iptables).
+	// The bridge weir0 needs the sysctl bridge-nf-call-iptables to be 0. So weir must leave the sysctl at 0, and
+	// instead set nf_call_iptables of the other plugin's bridge to 1.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -287,8 +287,9 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind: if enforcement is closed, pods behind another plugin start without an agent, and are closed until
-// one runs. Before the node's first agent, ADD refuses them.
+// testClosedBehind: if enforcement is closed, pods behind another plugin start without an agent, and their new
+// connections are dropped until an agent runs. ADD refuses these pods if no agent has ever run on the node, because
+// no rule would drop their packets.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -316,7 +317,8 @@ func testClosedBehind(t *testing.T, other string) {
 }
 
 // TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets the address of an old pod whose DEL hasn't come yet,
-// the new pod isn't in the old pod's class. The late DEL doesn't take the address out of weir-pods.
+// the new pod isn't in the old pod's class. The late DEL leaves the address in weir-pods, the set of all pods'
+// addresses. So the new pod's packets are still checked.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -385,7 +387,7 @@ func testRunsOnBehind(t *testing.T, other string) {
 	for i, c := range []struct{ verb, pod, record string }{
 		{"DEL", "http-echo", ""},
 		{"GC", "busybox", ""},
-		// With this record, the path of the pod's network namespace doesn't exist.
+		// The command puts /unseen before the path of the network namespace in the record. No such path exists.
 		{"GC", "http-echo", `sed -i 's|"netns":"|&/unseen|' `},
 		{"DEL", "busybox", "echo { >"},
 	} {
@@ -846,8 +848,9 @@ func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	}
 }
 
-// TestSourceRoutes: while the node accepts source routes, a packet can reach an isolated pod behind ptp, because the
-// packet's destination is still the node at the FORWARD hook. So the agent sets the sysctl accept_source_route to 0.
+// TestSourceRoutes: while the node accepts source routes, a packet can reach an isolated pod behind ptp, because at
+// the FORWARD hook, the packet's destination is still the node's address, and not the pod's. So the agent sets the
+// sysctl accept_source_route to 0.
 func TestSourceRoutes(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

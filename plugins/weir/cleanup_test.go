@@ -70,7 +70,8 @@ func TestCleanup(t *testing.T) {
 	}
 	n.Reach(client, server.IP+":80", false)
 	n.Reach(client, "["+server.IP6+"]:80", false)
-	// A runtime keeps the configuration of each pod's ADD for the pod's DEL.
+	// A runtime keeps the configuration of each pod's ADD for the pod's DEL. So the test writes back the file that
+	// the cleanup has removed.
 	if err := os.WriteFile(filepath.Join(n.ConfDir, "10-weir.conflist"), conflist, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -127,8 +127,8 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	})
 }
 
-// TestResultOfBothFamilies: if a pod has both families, the result of ADD has both. CHECK finds each missing part of
-// the pod's IPv6.
+// TestResultOfBothFamilies: if a pod has both families, the result of ADD has both. CHECK fails if a part of the
+// pod's IPv6 is missing, such as the pod's address or a set entry.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -170,8 +170,8 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped: the guard (table bridge weir) drops IPv6 packets with another MAC or address than
-// the pod's own, and all neighbour discovery of pods.
+// TestForgedIPv6SendersAreDropped: the guard (table bridge weir) drops a pod's IPv6 packets whose source MAC or
+// source address isn't the pod's own. It also drops all neighbour discovery messages from pods.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -337,8 +337,8 @@ func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	return icmp6(136, append(append(b, 2, 1), mac...))
 }
 
-// behind puts an IPv6 options header before the piece. The header has only padding (RFC 8200, section 4), and kind is
-// its type.
+// behind puts an IPv6 options header before the piece. The header contains only padding (RFC 8200, section 4). kind
+// is the header's number: 0 for hop-by-hop options, 60 for destination options.
 func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }

@@ -64,8 +64,8 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call runs the plugin. If kill isn't 0, call kills the plugin after this time. Any other failure is an error of the
-// test.
+// call runs the plugin. If kill isn't 0, call kills the plugin after this time. done is true if the plugin
+// succeeded. If the plugin fails without being killed, the test fails.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -112,7 +112,7 @@ func (k *killer) fresh() slot {
 
 func (k *killer) step(s *slot) {
 	switch {
-	case s.begun: // a runtime then calls DEL, unless it was killed together with the plugin
+	case s.begun: // a runtime then calls DEL, unless the runtime was killed too
 		if k.chance(3) == 0 {
 			*s = k.fresh()
 		} else if _, done := k.call("DEL", *s, "", k.when("DEL")); done {

@@ -1,5 +1,6 @@
-// Command weir is the CNI plugin. The container runtime runs it once for each call (CNI specification 1.1, "Section 2:
-// Execution Protocol"): it reads the call, has package attachment do the work, and prints the result or the error.
+// Command weir is the CNI plugin. The container runtime runs it once for each call (CNI specification 1.1, "Section
+// 2: Execution Protocol"): weir reads the call, lets package attachment do the work, and prints the result or the
+// error.
 //
 // Invariants:
 //   - ADD refuses a wrong variable or a wrong configuration before it changes anything.
@@ -45,7 +46,8 @@ func run() int {
 	return 1
 }
 
-// about is for a person who runs the program. Without --version it prints to stderr, as other CNI plugins do.
+// about prints what the program is, for a person who runs it without CNI's variables. With --version it prints to
+// stdout, otherwise to stderr, as other CNI plugins do.
 func about(args []string) int {
 	if len(args) > 0 && args[0] == "--version" {
 		fmt.Println(version.Of("weir"))
@@ -63,7 +65,8 @@ func printVersion(c *call) error {
 	}{c.spoken(), supported})
 }
 
-// printError prints the JSON of CNI specification 1.1, "Section 5: Error".
+// printError prints the error as JSON (CNI specification 1.1, "Section 5: Error"). spoken is the cniVersion of the
+// call.
 func printError(e *types.Error, spoken string) {
 	err := printJSON(struct {
 		CNIVersion string `json:"cniVersion"`

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped: no raw frame with another MAC or address than the pod's own reaches the node.
+// TestForgedSendersAreDropped: if a pod sends a raw frame whose source MAC or source address isn't the pod's own,
+// the frame doesn't reach the node.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -115,8 +116,8 @@ func tagged(f []byte) []byte {
 // quiet is how long a test waits for a frame before it concludes that none comes.
 const quiet = 100 * time.Millisecond
 
-// passes sends the frame, and reports whether the node's link out sees the frame. If must is true, passes waits for the
-// frame for up to ten seconds.
+// passes sends the frame, and reports whether the frame arrives at the node's link that the parameter out names. If
+// must is true, passes waits for the frame for up to ten seconds, otherwise only for the time quiet.
 func passes(t *testing.T, netns, out string, f []byte, must bool) bool {
 	t.Helper()
 	fd := packetSocket(t, nodetest.Self, out)

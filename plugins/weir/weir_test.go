@@ -171,8 +171,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind returns the difference between before and the node's state. It waits up to a minute until there is none,
-// because the agent removes set entries after the plugin has returned.
+// leftBehind returns the difference between before and the node's state. It waits up to a minute until there is no
+// difference, because the agent removes set entries after the plugin has returned.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {

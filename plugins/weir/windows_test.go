@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows of docs/security-windows.md. In most tests, a pod sends forbidden packets during a
-// change, and none of these packets may arrive.
+// These tests are about the windows of docs/security-windows.md: moments or states in which a forbidden packet
+// could pass. In most tests, a pod sends forbidden packets during a change, and none of these packets may arrive.
 
 const noEgress = `
 kind: NetworkPolicy
@@ -377,8 +377,8 @@ func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, the server's next packet passes only if
-// the packet is UDP and the server may open connections to the client.
+// TestACutConnectionThatIsForgotten: if the kernel's connection tracking forgets a connection that the agent has
+// cut, the server's next packet passes only if the packet is UDP and the server may open connections to the client.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -424,8 +424,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: if rules are flushed, an agent that can't read the policies closes the pods. It does
-// so whether the flush comes before its start or while it runs.
+// TestAFlushIsClosedWithoutAState: if rules are flushed, an agent that can't read the policies closes the pods. The
+// flush may come before the agent's start, or while the agent runs.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -155,8 +155,9 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	return e, err
 }
 
-// maybeHidden returns err. If err says that an end of the connection doesn't exist, and a gap says that the user may
-// not read objects of this kind, maybeHidden adds the gap to the message, because the end may exist.
+// maybeHidden returns err. If err says that an end of the connection doesn't exist, and one of the gaps (sentences
+// about objects that could not be read) says that the user may not read objects of this kind, maybeHidden adds this
+// gap to the message, because the end may exist.
 func maybeHidden(err *explain.InputError, q explain.Query, gaps []string) error {
 	among := map[explain.EndKind]string{
 		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",

@@ -45,8 +45,8 @@ func result(r explain.Result) client.Styled {
 	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
 }
 
-// pathLines prints a path, with the verdicts at its two ends (Sides). If an earlier path has the same pods and the same
-// verdicts, pathLines names the earlier path instead of repeating the verdicts.
+// pathLines prints a path, with the verdicts at its two ends (Path.Sides). If an earlier path has the same pods and
+// the same verdicts, pathLines names the earlier path instead of repeating the verdicts.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
 	if path.Protocol == ruleset.ICMPv6 {
@@ -164,7 +164,7 @@ func listLines(p *client.Printer, lines []string, rest string) {
 }
 
 // missLines prints the conditions that a connection doesn't meet and, if changes is true, the changes that together
-// allow it.
+// would allow the connection.
 func missLines(p *client.Printer, indent string, misses []verdict.Miss, changes bool) {
 	said := map[string]bool{}
 	for _, m := range misses {

@@ -133,8 +133,8 @@ func partyNames(m *reach.Matrix) (names []string) {
 	return slices.Compact(names)
 }
 
-// parties returns a function that reports whether the flag's text means a party. For an empty text, parties returns
-// nil, which stands for all parties.
+// parties returns a function that reports whether the flag's text means a party: a sender or receiver in the
+// matrix. For an empty text, parties returns nil, which stands for all parties.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {
@@ -262,9 +262,10 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the source's objects. If the user may not list all objects, load reads only the objects of the namespaces
-// in the two lists. Those in the list namespaces must exist; those in the list "also" may be missing. An agent that
-// watches the API server knows no Services, so load looks them up itself. If load can't, the notes say so.
+// load reads the source's objects. If the user may not list all objects, load reads only the objects of the
+// namespaces in the two lists. The namespaces in the parameter "namespaces" must exist; those in the parameter
+// "also" may be missing. An agent that watches the API server knows no Services, so load looks them up itself. If
+// load can't, the notes say so.
 func load(
 	cmd *cobra.Command, source *client.Source, namespaces, also []string,
 ) (c explain.Cluster, notes []string, err error) {

@@ -221,7 +221,7 @@ func (p published) compare(t *testing.T, dir string, s policy.State) (pairs int)
 	return pairs
 }
 
-// owners returns the owner of each object that has one. Objects and owners are namespace/name.
+// owners returns the owner of each object that has one. Objects and owners are written as NAMESPACE/NAME.
 func owners(dir string) map[string]string {
 	by := map[string]string{}
 	type object struct {

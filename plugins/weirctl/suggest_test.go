@@ -121,8 +121,8 @@ func TestSuggestBadInput(t *testing.T) {
 	}
 }
 
-// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it still prints the empty
-// recording. If flows were recorded, the text has the date of each flow.
+// TestNothingRecorded: if nothing was recorded, the command flows fails in each format. In JSON it still prints the
+// empty recording. If flows were recorded, the text has the date of each flow.
 func TestNothingRecorded(t *testing.T) {
 	for _, format := range []client.Format{client.Text, client.JSON} {
 		var out bytes.Buffer
@@ -146,8 +146,8 @@ func TestNothingRecorded(t *testing.T) {
 	}
 }
 
-// TestFlowsOfUnknownNamespaces: if no flow matches, and the namespace doesn't exist, flows fails with the nearest
-// names, as drops does.
+// TestFlowsOfUnknownNamespaces: if no flow matches, and the namespace doesn't exist, the command flows fails, and
+// its error has the nearest names. The command drops does the same.
 func TestFlowsOfUnknownNamespaces(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

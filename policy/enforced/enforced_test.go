@@ -36,8 +36,8 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: a pod's class changes if the pod's policies, their rules or their peers' addresses change. Otherwise the
-// class stays the same.
+// TestOf: a pod's class changes if the pod's policies, these policies' rules or the addresses of the rules' peers
+// change. Otherwise the class stays the same.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -17,7 +17,8 @@ import (
 
 type Result string
 
-// Result is Allowed or Dropped for a path. For a query it may also be Mixed or Nothing.
+// Result is Allowed or Dropped for a path (one connection). For a query, which may have several paths or none, it
+// may also be Mixed or Nothing.
 const (
 	Allowed Result = "allowed"
 	Dropped Result = "dropped"

@@ -66,8 +66,8 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
-// TestConcernsServices: if a query names a Service by an address or a nodePort, Concerns asks for the pods of the
-// Service's namespace.
+// TestConcernsServices: if a query names a Service by an address or a nodePort, the pods of the Service's namespace
+// are among those that the explanation needs (Query.Concerns).
 func TestConcernsServices(t *testing.T) {
 	c := Cluster{Services: []policy.Service{{
 		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},
@@ -88,7 +88,8 @@ func TestConcernsServices(t *testing.T) {
 	}
 }
 
-// TestConcerns: an explanation has the same result if the cluster has only the pods for which Concerns asks.
+// TestConcerns: an explanation has the same result if the cluster has only the pods that the explanation needs
+// (Query.Concerns).
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 12))

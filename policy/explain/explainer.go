@@ -255,7 +255,7 @@ func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, 
 	return s
 }
 
-// allow makes the side allowed for a reason other than policies, and removes suggestions for changes.
+// allow sets the side's result to Allowed, for a reason other than policies, and removes the suggested changes.
 func (s *Side) allow(why Reason) {
 	s.Result, s.Reason, s.Nearest, s.Change, s.OnlyAudited = Allowed, why, nil, "", nil
 }

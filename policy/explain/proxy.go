@@ -13,7 +13,8 @@ import (
 // entrance says how a connection comes to a Service. kube-proxy's choice of endpoints depends on the entrance.
 type entrance struct {
 	outside bool
-	// address is the destination, or invalid if the query names the Service.
+	// address is the destination. If the query names the Service instead of an address, address is invalid (the
+	// zero value).
 	address netip.Addr
 	// node is the node whose nodePort or hostPort is the destination, or "". For an externalIP or a load balancer's
 	// address, it is the sender's node.
@@ -41,8 +42,8 @@ func (in entrance) receiver(s *policy.Service) (node, field string) {
 	return "", ""
 }
 
-// onReceiver leaves out endpoints on other nodes than the receiver, if kube-proxy uses only the receiver's endpoints.
-// If the source has no EndpointSlices, endpoints on unknown nodes stay.
+// onReceiver leaves out the endpoints on other nodes if kube-proxy may use only the endpoints of one node
+// (in.receiver). If the source has no EndpointSlices, endpoints on unknown nodes stay.
 func (x *explainer) onReceiver(s *policy.Service, in entrance, all []target) []target {
 	node, field := in.receiver(s)
 	if node == "" {

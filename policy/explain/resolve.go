@@ -92,8 +92,9 @@ func refTo(s *policy.Service, a netip.Addr) Ref {
 	return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: a}
 }
 
-// servicesAt returns the Services that a connection from the end "from" reaches at the address. If the address is in a
-// Service's field Proxied, only connections from outside of the cluster reach the Service there.
+// servicesAt returns the Services that a connection from the end "from" reaches at the address. A Service's field
+// Proxied has addresses of a load balancer that kube-proxy doesn't translate (ipMode: Proxy). At such an address,
+// only connections from outside of the cluster reach the Service.
 func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
 	outside := c.outside(from)
 	for i := range c.Services {

@@ -223,8 +223,8 @@ type Change struct {
 	Applied        reach.Applied
 }
 
-// DiffTable prints the changed objects, and the connections that open or close. It prints at most MaxRows rows of
-// opening connections, and at most MaxRows rows of closing connections.
+// DiffTable prints the changed objects, the connections that open, and the connections that close. It prints at
+// most MaxRows rows of each of these two kinds of connections.
 func DiffTable(out io.Writer, c Change) error {
 	var err error
 	say := func(format string, args ...any) {

@@ -108,7 +108,8 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
-// TestDot: a graph has a frame for a namespace, and nodes for parties and rows.
+// TestDot: in the graph for Graphviz, a frame surrounds each namespace. Each sender and receiver (pods, or a
+// network) and each row of the matrix is a node of the graph.
 func TestDot(t *testing.T) {
 	got := draw(t, chart.Dot, view("web"))
 	for _, want := range []string{
@@ -162,8 +163,9 @@ func runBrowser(t *testing.T, chromium string, args ...string) string {
 	}
 }
 
-// TestPage: in a headless Chromium without a network, each view of the page shows what it should, and a name with tags
-// stays text. If the variable SCREENSHOTS names a directory, the test writes pictures of the views there.
+// TestPage: in a headless Chromium without a network, each view of the page contains the expected texts, and a name
+// with HTML tags stays text. If the variable SCREENSHOTS names a directory, the test writes pictures of the views
+// there.
 func TestPage(t *testing.T) {
 	chromium := browser(t)
 	dir := t.TempDir()

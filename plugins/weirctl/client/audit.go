@@ -42,8 +42,9 @@ type AuditOfNodes struct {
 	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
-	// Rules has rules for the policy that would allow the would-drops. Would-drops of protocols without ports are left
-	// out: no rule with ports can allow them. Rules is nil in a report on all policies.
+	// Rules has rules that, added to the policy, would allow the would-drops: the connections that the policy would
+	// have dropped if it had been enforced. There is no rule for would-drops without ports, such as ICMP, because a
+	// rule with ports can't allow them. Rules is nil in a report on all policies.
 	Rules *AuditRules `json:"rules,omitempty"`
 	kinds map[string]int
 }
@@ -87,21 +88,22 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
-// AuditRules has rules that can be added to an audited policy. They would allow the policy's would-drops: the
-// connections that it would have dropped if it had been enforced.
+// AuditRules has rules that can be added to an audited policy. The rules would allow the policy's would-drops: the
+// connections that the policy would have dropped if it had been enforced.
 type AuditRules struct {
 	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`
 	// Broad is true if one of the rules selects all pods of a namespace, because the pod of a connection has no labels.
 	Broad bool `json:"broad,omitempty"`
-	// Without has the protocols of would-drops without ports. Only a rule without ports can allow them.
+	// Without has the protocols of those would-drops that have no ports, such as ICMP. Only a rule without ports
+	// can allow these would-drops.
 	Without []string `json:"protocolsWithoutPorts,omitempty"`
 }
 
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
-// PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the
-// audited policies. As JSON, it prints the whole report, with and without a name.
+// PrintAudit prints the connections that the named audited policy would have dropped, and rules that would allow
+// them. If the name is empty, it lists the audited policies. As JSON, it prints the whole report in both cases.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
 	if name != "" && len(a.Dropped) > 0 {

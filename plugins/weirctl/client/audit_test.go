@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestPrintAudit: the counts of two nodes' reports are added up, and the printed rules would allow the would-drops.
+// TestPrintAudit: the counts of two nodes' reports are added up, and the printed rules would allow the connections
+// that the audited policy would have dropped.
 func TestPrintAudit(t *testing.T) {
 	at := time.Unix(1e9, 0)
 	db := agentapi.AuditedEnd{

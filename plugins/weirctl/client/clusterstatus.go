@@ -22,7 +22,8 @@ const (
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty means that the node is ready, but a part of the agent fails (Summary.Errors).
 	NodeFaulty NodeState = "faulty"
-	// NodeProblems means that parts of objects can't be used, pods are closed, or some policies aren't enforced.
+	// NodeProblems means that parts of objects can't be used, that some pods are closed (their new connections are
+	// dropped), or that some policies aren't enforced.
 	NodeProblems NodeState = "problems"
 	NodeWell     NodeState = "ready"
 )
@@ -42,7 +43,8 @@ type ClusterStatus struct {
 	// Asked counts the nodes on which weir should run. The field Nodes lists the worst nodes first.
 	Asked  int               `json:"asked"`
 	States map[NodeState]int `json:"states"`
-	// Pods, Isolated and Closed are sums over the nodes that have answered.
+	// Pods, Isolated and Closed are sums over the nodes that have answered: of all attachments, of those that
+	// policies isolate, and of those that are closed (see agentapi.Summary).
 	Pods     int `json:"pods"`
 	Isolated int `json:"isolated"`
 	Closed   int `json:"closed"`

@@ -11,14 +11,14 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// goal has the pods for which weirctl wait waits: one pod, or all pods of a policy's namespace.
+// goal says for which pods weirctl wait waits: for one pod, or if pod is nil, for all pods of a policy's namespace.
 type goal struct {
 	namespace string
 	pod       *expectedPod
 }
 
-// question returns the question for the node. If g.pod runs on another node, the question is about this pod's addresses
-// in the node's sets of peers.
+// question returns the question for the node. If g.pod runs on another node, the question is only about this pod's
+// addresses in the node's sets of peers: the sets of the addresses that the policies' rules select.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {

@@ -13,7 +13,7 @@ import (
 )
 
 type FollowTimes struct {
-	// Window is how long a drop waits for older drops of other nodes.
+	// Window is how long a drop waits before it is printed, so that older drops of other nodes can come first.
 	Window time.Duration
 	// Opens is how long a node may take to open its stream.
 	Opens time.Duration
@@ -33,10 +33,11 @@ var DefaultFollowTimes = FollowTimes{
 }
 
 const (
-	// again is the overlap of a node's streams: a new stream begins this long before the last sign of life of the old
-	// stream. An agent may report a drop a second late.
+	// again is the time for which two streams of a node overlap. A new stream also has the drops of this time
+	// before the old stream's last sign of life, because an agent may report a drop a second late.
 	again = 3 * time.Second
-	// maxRecent limits nodeFollower.recent. A drop that is in recent isn't printed again.
+	// maxRecent limits the number of drops in nodeFollower.recent. If a new stream repeats a drop in recent, the
+	// drop isn't printed again.
 	maxRecent  = 8192
 	firstNames = 20
 )

@@ -147,8 +147,9 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns the short form of the ruleset that the node must have. endpoints are the node's attachments. If a pod of
-// the node has no attachment, the pod counts as a pod without addresses.
+// on returns the short form of the ruleset that the node must have: the pods' classes, and digests of the sets.
+// endpoints are the node's attachments. If a pod of the node has no attachment, the pod counts as a pod without
+// addresses.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.ShortForm {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

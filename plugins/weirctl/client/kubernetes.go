@@ -126,7 +126,7 @@ func (a *API) eachOf(
 type loader struct {
 	*API
 	ctx        context.Context
-	namespaces []string // the namespaces to read if the user may not list all
+	namespaces []string // only these are read if the user may not list the objects of all
 	explain.Cluster
 	slices []discoveryv1.EndpointSlice
 }

@@ -31,7 +31,7 @@ type fakeCluster struct {
 	handle func(node string, w http.ResponseWriter, r *http.Request)
 	fails  func(node string) string
 	forbid bool
-	guard  sync.Locker  // guards nodes and pods, if they change; nil otherwise
+	guard  sync.Locker  // guards nodes and pods; nil if they never change
 	now    atomic.Int32 // the number of commands that run
 }
 

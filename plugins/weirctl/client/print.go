@@ -62,7 +62,8 @@ func printTable(out io.Writer, lines func(printLine)) error {
 	return w.Flush()
 }
 
-// inTable makes a text from outside of weir safe to print in a line of a table. Tabs separate cells.
+// inTable makes a text from outside of weir safe to print in a line of a table. It keeps tabs, which separate the
+// table's cells.
 func inTable(text string) string {
 	cells := strings.Split(strings.ReplaceAll(text, "\n", " "), "\t")
 	for i, c := range cells {

@@ -88,7 +88,8 @@ func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluste
 	return c, nil
 }
 
-// Hinted takes one of these hints. A command must choose a hint that names only flags that the command has.
+// A command passes one of these hints to Hinted, which adds the hint to an error. The hint must name only flags
+// that the command has.
 const (
 	HintSource  = "use --source kubernetes on other machines, or --source dir:PATH for files"
 	HintCluster = "--cluster asks the agents of all nodes"

@@ -19,8 +19,8 @@ type Facts struct {
 	Sysctls map[string]string `json:"sysctls"`
 	// Conflists are the files of /etc/cni/net.d, in the runtime's order.
 	Conflists []Conflist `json:"conflists"`
-	// Links are network links. Chains are chains of nftables (ip and ip6) and of iptables-legacy. Tables are nftables'
-	// tables with their families.
+	// Links are the names of network links. Chains are the names of chains of nftables (ip and ip6) and of
+	// iptables-legacy. Tables are the families and names of nftables' tables, such as "inet filter".
 	Links  []string `json:"links"`
 	Chains []string `json:"chains"`
 	Tables []string `json:"tables"`

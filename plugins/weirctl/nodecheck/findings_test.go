@@ -246,7 +246,8 @@ func TestWorstFirst(t *testing.T) {
 	}
 }
 
-// TestAllThatRulesUse: if rules in netfilter/iptables/testdata use a match or target, the node check tries it.
+// TestAllThatRulesUse: apart from LOG and the built-in targets, the node check tries all matches and targets that
+// the rules in netfilter/iptables/testdata use. It tries only one other: the match sctp.
 func TestAllThatRulesUse(t *testing.T) {
 	files, err := filepath.Glob("../../../netfilter/iptables/testdata/*")
 	if err != nil || len(files) == 0 {

@@ -4,7 +4,7 @@ import "strings"
 
 type network struct {
 	name string
-	// These are patterns of the names that the network uses. The function matches explains them.
+	// These are patterns of the names of the network's links, chains and tables: see the function matches.
 	links, chains, tables []string
 	severity              Severity
 	mend                  string

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryXT asks the kernel for each match and target, as iptables does. The kernel loads their modules to answer.
+// tryXT asks the kernel for each match and target that weir's rules use, as iptables does. To answer, the kernel
+// loads the modules of the matches and targets.
 func (f *Facts) tryXT() {
 	for _, flavour := range []struct {
 		name string
@@ -42,7 +43,8 @@ func (f *Facts) tryXT() {
 	}
 }
 
-// Constants of linux/netfilter/nf_tables_compat.h and linux/netfilter/nfnetlink.h.
+// These are NFNL_SUBSYS_NFT_COMPAT of linux/netfilter/nfnetlink.h, and the attributes NFTA_COMPAT_NAME,
+// NFTA_COMPAT_REV and NFTA_COMPAT_TYPE of linux/netfilter/nf_tables_compat.h.
 const (
 	subsystemCompat = 11
 	compatName      = 1
@@ -71,8 +73,9 @@ func askNFT(u xtUse, family int) error {
 	return err
 }
 
-// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h. They ask for the revision of a
-// match. The next higher number asks for the revision of a target.
+// These options of getsockopt ask for the revision of a match: IPT_SO_GET_REVISION_MATCH
+// (linux/netfilter_ipv4/ip_tables.h) and IP6T_SO_GET_REVISION_MATCH (linux/netfilter_ipv6/ip6_tables.h). Each
+// option plus 1 asks for the revision of a target.
 const (
 	getRevision4 = 66
 	getRevision6 = 68

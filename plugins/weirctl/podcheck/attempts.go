@@ -17,9 +17,10 @@ type attempt struct {
 	probe.Probe
 	from, to int // the numbers of nodes; to is -1 if the attempt is to no node
 	family   conf.Family
-	hasNone  bool // the attempt has no family
+	hasNone  bool // true for the checks DNS and World, whose attempts have no family
 	expects  string
-	// needs are direct connections that the attempt depends on. If one of them is broken, the attempt doesn't count.
+	// needs are direct connections (from pod to pod, without a Service) that the attempt depends on. If one of them
+	// is broken, the attempt doesn't count.
 	needs []direct
 }
 

@@ -4,7 +4,7 @@
 // Invariants:
 //   - The check makes objects only in a namespace of its own, and removes the namespace also after an error. If the
 //     removal fails, the error names the namespace. The pods end by themselves.
-//   - It removes the namespace of another check only if that check gives no sign of life there (Times.Alive).
+//   - The check removes the namespace of another check only if that check gives no sign of life there (Times.Alive).
 //   - A connection counts as denied only if no answer comes. Policies don't cause any other failure.
 package podcheck
 

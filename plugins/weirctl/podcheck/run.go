@@ -190,7 +190,8 @@ var hints = map[Name]string{
 	NodePort: "kube-proxy on the node that receives the packet doesn't lead to the Service's pod",
 }
 
-// openPhase repeats failed attempts, because kube-proxy and DNS learn of the Service late.
+// openPhase makes all attempts before there are policies. It repeats failed attempts, because kube-proxy and DNS
+// learn of the Service late.
 func (c *Check) openPhase(ctx context.Context, r *run) error {
 	attempts := r.open(c.Times.Reach, c.World)
 	outcomes := make([]Outcome, len(attempts))
@@ -242,7 +243,8 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 	return nil
 }
 
-// allDirect reports whether all direct connections work. If one fails, DNS may fail for the same reason.
+// allDirect reports whether all direct connections (from pod to pod) work. If a direct connection fails, DNS may
+// fail for the same reason.
 func (r *run) allDirect() bool {
 	for _, works := range r.direct {
 		if !works {

@@ -151,7 +151,8 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestOneBreakOneLine: if a connection is broken, checks that depend on it aren't called broken.
+// TestOneBreakOneLine: if a connection is broken, the report doesn't call checks broken that depend on this
+// connection.
 func TestOneBreakOneLine(t *testing.T) {
 	f := newFake(3)
 	f.broken = func(_ probe.Probe, from, to int) string {

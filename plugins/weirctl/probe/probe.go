@@ -55,7 +55,7 @@ type Result struct {
 
 const parallel = 64
 
-// Run makes all probes. The results have the same order.
+// Run makes all probes. The results are in the order of the probes.
 func Run(ctx context.Context, probes []Probe) []Result {
 	results := make([]Result, len(probes))
 	room := make(chan struct{}, parallel)
