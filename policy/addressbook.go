@@ -136,7 +136,7 @@ func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 // an address from one pod to another, the sets change only once.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
-	crowds    map[*crowd]bool         // crowds that have lost their last pod
+	crowds    map[*crowd]bool         // crowds (pods with equal labels) that have lost their last pod
 	counts    map[*live]bool          // selectors whose number of addresses has changed
 	last      move
 	sets      map[*live]bool // selectors whose sets have changed

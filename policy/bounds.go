@@ -34,7 +34,9 @@ const (
 type limits struct {
 	node       amount // what all policies of the node may need together
 	setEntries int    // the most entries of one set
-	bulk       int    // policies with a larger bulk aren't parsed immediately, but wait for NextUnparsed
+	// bulk limits the size of policies that are parsed immediately. Policies with a larger bulk (see the function bulk)
+	// wait for NextUnparsed.
+	bulk int
 }
 
 var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6}

@@ -32,8 +32,8 @@ var (
 // classified has the classes of one namespace, with the sets that their rules use and the problems of their policies.
 type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open has endpoints with only audited policies, if the kernel refuses their class. These endpoints count as not
-	// isolated.
+	// open has the endpoints that only audited policies select, if the kernel refuses these endpoints' class. The
+	// endpoints count as not isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
 	supplies []*supply // the sets of the demands in placed
 	problems problemList
@@ -47,7 +47,7 @@ type classified struct {
 type classKey struct {
 	side     *side
 	family   conf.Family
-	policies string // group.key
+	policies string // the policies of the group's pods (group.key)
 }
 
 type reusableClass struct {

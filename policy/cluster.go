@@ -22,8 +22,9 @@ type cluster struct {
 	ambiguous   []ruleset.Problem
 }
 
-// member is a pod with the addresses that count: those of its endpoint on this node, or those in its status that its
-// Node can assign.
+// member is a pod with the addresses that count. If the pod has an endpoint on this node, these are the endpoint's
+// addresses. Otherwise they are the addresses in the pod's status that its Node can assign and that no endpoint of
+// this node has.
 type member struct {
 	Pod
 	namespace Namespace

@@ -47,7 +47,7 @@ type Engine struct {
 	addresses addressBook
 	selectors selectorIndex
 	moving    moving
-	unswept   []*crowd // crowds whose matches may have selectors that are no longer in use
+	unswept   []*crowd // crowds (pods with equal labels) whose field matches may have unused selectors
 	reports   reports
 
 	compiler *compiler

@@ -152,7 +152,8 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether a frame with the marker comes. It stops waiting when no frame has come for the given time.
+// seen reports whether a frame that contains the text marker arrives at the socket fd. It gives up if no frame
+// arrives for the time wait.
 func seen(t *testing.T, fd int, wait time.Duration) bool {
 	t.Helper()
 	timeout := unix.NsecToTimeval(wait.Nanoseconds())

@@ -37,7 +37,7 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	want("no agent yet", "strict", types.ErrPluginNotAvailable)
-	want("no agent yet", "closed", 0) // pods start without an agent, and stay closed until one runs
+	want("no agent yet", "closed", 0) // pods start without an agent, and stay closed until an agent runs
 	want("no agent yet", "off", 0)
 	n.StartAgent()
 	want("with an agent", "strict", 0)

@@ -195,7 +195,7 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows) error
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush returns any error
 	line("LAST\tCOUNT\tFROM\tTO\tPROTOCOL\tNODE")
 	for _, n := range all {
 		for _, f := range n.Flows {

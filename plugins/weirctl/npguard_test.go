@@ -25,8 +25,8 @@ import (
 
 var corpus = flag.String("np-guard", "", "a checkout of github.com/np-guard/netpol-analyzer")
 
-// TestPublishedConnectivity compares matrices with the results that another analyzer, np-guard's netpol-analyzer,
-// publishes for its own test cases. It needs a checkout of that project:
+// TestPublishedConnectivity: matrices show the same connections as the results that another analyzer, np-guard's
+// netpol-analyzer, publishes for its own test cases. The test needs a checkout of that project:
 //
 //	git clone https://github.com/np-guard/netpol-analyzer /tmp/netpol-analyzer
 //	go test -tags npguard ./plugins/weirctl -run TestPublishedConnectivity -np-guard /tmp/netpol-analyzer -v

@@ -170,8 +170,8 @@ func TestServicesOfAKubeAgent(t *testing.T) {
 	}
 }
 
-// TestAddressesOfServices: matrix takes a Service's address for the Service. It refuses an address of several Services,
-// and takes an address of a node for the node.
+// TestAddressesOfServices: matrix treats a Service's address as the Service. It refuses an address that several
+// Services share, and treats an address of a node as the node.
 func TestAddressesOfServices(t *testing.T) {
 	at := netip.MustParseAddr
 	shared, node := at("203.0.113.6"), at("10.9.0.1")

@@ -163,7 +163,7 @@ func (x *explainer) strayPolicies(s Side) {
 		if slices.ContainsFunc(x.in(np.Namespace), func(p *policy.Pod) bool {
 			return !p.HostNetwork && selector.Matches(labels.Set(p.Labels))
 		}) {
-			continue // the policy selects pods of its own namespace
+			continue // no note, because the policy selects pods of its own namespace
 		}
 		if said++; said > maxStrays {
 			return

@@ -16,8 +16,8 @@ type entrance struct {
 	// address is the destination. If the query names the Service instead of an address, address is invalid (the
 	// zero value).
 	address netip.Addr
-	// node is the node whose nodePort or hostPort is the destination, or "". For an externalIP or a load balancer's
-	// address, it is the sender's node.
+	// node is the node whose nodePort or hostPort is the destination, or "". If a sender in the cluster connects to
+	// an externalIP or a load balancer's address, node is the sender's node.
 	node string
 	// sender is the sender's node, or "" if the sender is outside of the cluster or its node is unknown.
 	sender string

@@ -107,7 +107,7 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 					cells[i] = wrapped[i][l]
 				}
 			}
-			_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) // Flush reports errors
+			_, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) // Flush returns any error
 		}
 	}
 	if mark == "" {

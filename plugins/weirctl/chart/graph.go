@@ -20,7 +20,7 @@ import (
 // Equivalent to: weirctl matrix -o dot
 func Dot(out io.Writer, v View) error {
 	w := bufio.NewWriter(out)
-	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush returns any error
 	line("digraph reach {")
 	line("  label=%s; rankdir=LR; node [shape=box]", quoted(v.Title))
 	used := map[int]bool{}
@@ -156,7 +156,7 @@ text { fill: #1f2328 } rect { stroke-width: 1; rx: 5px } path { fill: none; stro
 
 func (p *picture) print(out io.Writer, title string) error {
 	w := bufio.NewWriter(out)
-	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush returns any error
 	tallest := max(len(p.columns[0]), len(p.columns[1]), len(p.columns[2]))
 	height := titleHeight + 2*margin + tallest*(boxHeight+gap)
 	width := max(2*margin+3*boxWidth+2*between, 2*margin+charWidth*9/7*utf8.RuneCountInString(title))

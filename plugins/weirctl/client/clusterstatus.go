@@ -13,12 +13,12 @@ import (
 
 type NodeState string
 
-// The states of a node, the worst first. If several fit, the node has the first of them.
+// The states of a node, the worst first. If several states fit a node, the node has the first of these states.
 const (
 	// NodeAway means that the agent doesn't answer, so the node has no Summary.
 	NodeAway NodeState = "no answer"
-	// NodeNotReady means that the agent doesn't know all policies, pods or records, or could not apply them or the
-	// node settings.
+	// NodeNotReady means that the agent doesn't know all policies, pods or records, or that it could not change the
+	// kernel's rules, the node's settings or the runtime's configuration.
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty means that the node is ready, but a part of the agent fails (Summary.Errors).
 	NodeFaulty NodeState = "faulty"

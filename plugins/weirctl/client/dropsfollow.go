@@ -17,7 +17,8 @@ type FollowTimes struct {
 	Window time.Duration
 	// Opens is how long a node may take to open its stream.
 	Opens time.Duration
-	// Silent is how long a node may be silent. An agent gives a sign of life every 15 seconds.
+	// Silent is how long a node's stream may be silent before it counts as failed. An agent gives a sign of life
+	// every 15 seconds.
 	Silent time.Duration
 	// Retry is the wait before a node is asked again. It doubles with each failure, up to Retries.
 	Retry, Retries time.Duration

@@ -49,7 +49,7 @@ func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress)
 		if a.Err != nil {
 			away = append(away, a.Node+": "+a.Err.Error())
 		}
-		all = append(all, a.Value...) // drops that a node has sent before it failed count too
+		all = append(all, a.Value...) // if the node has failed, the drops that it has sent before count too
 		if len(all) > 2*maxKept {
 			leftOut += cutOldest(&all)
 		}

@@ -15,7 +15,8 @@ const (
 	ExitError = 1
 	// ExitUsage means that an argument is wrong, or names something that doesn't exist.
 	ExitUsage = 2
-	// ExitDropped means that the connection is dropped, at least in part, or that nothing is there to reach.
+	// ExitDropped means that the connection is dropped, at least in part, or that there is nothing to reach, such
+	// as a Service without endpoints.
 	ExitDropped = 3
 	// ExitDiffers means that the kernel doesn't enforce the policies.
 	ExitDiffers = 4

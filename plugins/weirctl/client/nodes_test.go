@@ -32,7 +32,7 @@ type fakeCluster struct {
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker  // guards nodes and pods; nil if they never change
-	now    atomic.Int32 // the number of commands that run
+	now    atomic.Int32 // the number of commands that run at present
 }
 
 func (f *fakeCluster) add(name string) {

@@ -57,7 +57,7 @@ func printTable(out io.Writer, lines func(printLine)) error {
 				args[i] = inTable(text)
 			}
 		}
-		_, _ = fmt.Fprintf(w, format+"\n", args...) // Flush reports errors
+		_, _ = fmt.Fprintf(w, format+"\n", args...) // Flush returns any error
 	})
 	return w.Flush()
 }

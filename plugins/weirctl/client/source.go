@@ -16,8 +16,8 @@ import (
 
 // Source says where a command's objects come from: this node's agent, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. Empty means the API server if Kubeconfig or Context is set, or
-	// if this machine has no socket of an agent. Otherwise it means the agent.
+	// Place is agent, kubernetes, dir:PATH, or empty. Empty means the API server if Kubeconfig or Context is set,
+	// or if this machine has no socket of an agent. Otherwise, empty means the agent.
 	Place string
 	// Kubeconfig is a path, and Context a context in that file. Both may be empty.
 	Kubeconfig, Context string

@@ -15,7 +15,7 @@ type Facts struct {
 	Trials []Trial `json:"trials"`
 	// NoTrials says why no feature could be tried. It is empty if the features were tried.
 	NoTrials string `json:"noTrials,omitempty"`
-	// Sysctls has values by name, without the sysctls that don't exist.
+	// Sysctls has the values of sysctls, by name. A sysctl that doesn't exist is left out.
 	Sysctls map[string]string `json:"sysctls"`
 	// Conflists are the files of /etc/cni/net.d, in the runtime's order.
 	Conflists []Conflist `json:"conflists"`

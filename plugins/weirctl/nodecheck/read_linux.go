@@ -26,7 +26,8 @@ import (
 
 const readsWithin = 3 * time.Second
 
-// Read reads the facts of this node. Most of them need root. Read may load kernel modules, as weir does.
+// Read reads the facts of this node. Reading most of the facts needs root. Read may load kernel modules, as weir
+// does.
 func Read(ctx context.Context) Facts {
 	f := Facts{Sysctls: map[string]string{}}
 	var name unix.Utsname

@@ -8,7 +8,7 @@ import (
 type xtUse struct {
 	name   string
 	target bool
-	// family is 4 or 6 if only the rules of IPv4 or IPv6 use the match or target, otherwise 0.
+	// family is 4 if only rules of IPv4 use the match or target, 6 if only rules of IPv6 use it, and otherwise 0.
 	family int
 	module string
 }

@@ -15,7 +15,9 @@ import (
 type attempt struct {
 	check Name
 	probe.Probe
-	from, to int // the numbers of nodes; to is -1 if the attempt is to no node
+	// from and to are indexes in run.nodes: from is the client's node, and to is the server's node or the node
+	// whose nodePort is tried. to is -1 if the attempt is to a Service's address, a name or the world.
+	from, to int
 	family   conf.Family
 	hasNone  bool // true for the checks DNS and World, whose attempts have no family
 	expects  string

@@ -34,7 +34,8 @@ type fake struct {
 	objects map[string]runtime.Object // by the path of their URL
 	made    int
 	starts  func(*corev1.Pod)
-	// broken returns why a probe fails, or "". server is the number of the server's node, or -1.
+	// broken returns why a probe fails, or "" if it succeeds. from and server are the numbers of the client's and
+	// the server's node. server is -1 if the probe is to no server pod.
 	broken  func(p probe.Probe, from, server int) string
 	ignores func(node int) bool
 	forbids func(r *http.Request) bool

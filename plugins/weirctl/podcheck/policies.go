@@ -47,8 +47,8 @@ func (c *Check) policyPhases(ctx context.Context, r *run) error {
 	return nil
 }
 
-// policyPhase tries the connections until exactly the allowed ones succeed, or until the time Times.Applies is
-// over. It leaves out connections that failed without policies.
+// policyPhase tries the connections until exactly those connections succeed that the policies allow, or until the
+// time Times.Applies is over. It leaves out connections that failed without policies.
 func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) {
 	var attempts []attempt
 	for _, a := range r.connections(c.Times.Denied) {

@@ -76,7 +76,8 @@ func (r *Report) Broken() string {
 }
 
 type Outcome struct {
-	// From is the client's node, and To the server's node. To is empty if the attempt is to no node.
+	// From is the client's node. To is the server's node, or the node whose nodePort is tried. To is empty if the
+	// attempt is to a Service's address, a name or the world.
 	From, To string
 	Family   string
 	OK       bool

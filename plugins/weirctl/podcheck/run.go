@@ -28,14 +28,14 @@ type Check struct {
 	MaxNodes int
 	// Image is the pods' image. If it is empty, weir's own image is used.
 	Image string
-	// World is a host and port outside of the cluster. It may be empty.
+	// World is a host and port outside of the cluster. If it is empty, the check World is skipped.
 	World string
 	// Parallel bounds how many pods run their probes at the same time.
 	Parallel int
 	// Ends is how long the check may take. Its pods end by themselves a minute later.
 	Ends  time.Duration
 	Times Times
-	// Tell is called with each line as soon as it is known.
+	// Tell is called with each line of the report as soon as the line is known.
 	Tell     func(Line)
 	Progress *weirctl.Progress
 }
@@ -43,12 +43,12 @@ type Check struct {
 type run struct {
 	namespace string
 	nodes     []weirctl.Agent
-	works     []int // the numbers of the nodes whose pods are ready
+	works     []int // indexes in nodes, of the nodes whose pods are ready
 	addresses map[string]map[conf.Family]netip.Addr
 	service   map[conf.Family]netip.Addr
 	nodePort  uint16
-	internal  map[int]map[conf.Family]netip.Addr // the InternalIPs of nodes, by the node's number
-	direct    map[direct]bool                    // true if the direct connection works
+	internal  map[int]map[conf.Family]netip.Addr // the InternalIPs of nodes, by index in nodes
+	direct    map[direct]bool                    // true if the connection from pod to pod works
 	report    *Report
 }
 

@@ -46,7 +46,8 @@ type Probe struct {
 
 type Result struct {
 	OK bool `json:"ok"`
-	// Answer is the name of the pod that answered, the size of the large packet, or the resolved addresses.
+	// Answer depends on Probe.Kind: the name of the pod that answered (Connect), the size of the packet (Large),
+	// the resolved addresses (Resolve), or nothing (Open).
 	Answer string `json:"answer,omitempty"`
 	Error  string `json:"error,omitempty"`
 	// Timeout means that no answer came, as when a policy denies a connection.
