@@ -119,10 +119,10 @@ func BenchmarkTenants(b *testing.B) {
 	}
 }
 
-// BenchmarkSlices measures the CPU time of each step of an engine that has just got hostile policies. The steps are: a
-// slice (Engine.Slice); taking a parsed policy (parsed); and adding or deleting another tenant's policy that denies
-// everything (denial). Each step includes the merging of sets. For each kind of step, the benchmark reports the
-// average, and the time within which 99 of 100 steps end.
+// BenchmarkSlices measures the CPU time of each step of an engine that has just got hostile policies. The steps
+// are: a slice (Engine.Slice); giving a parsed policy to the engine (parsed); and adding or deleting another
+// tenant's policy that denies everything (denial). Each step includes the merging of sets. For each kind of step,
+// the benchmark reports the average, and the time within which 99 of 100 steps end.
 func BenchmarkSlices(b *testing.B) {
 	for name, list := range hostile {
 		b.Run(name, func(b *testing.B) {

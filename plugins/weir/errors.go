@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Details of CNI errors. Each says the reason for the error, or its remedy.
+// These are texts for the field details of a CNI error. Each says the reason for the error, or its remedy.
 const (
 	strictDetails = "enforcement is strict: no pod starts unless weir-agent has put it into its class"
 	freeDetails   = "it is free again when the pod that has it is deleted"

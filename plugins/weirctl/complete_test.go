@@ -76,7 +76,8 @@ func TestCompleteValues(t *testing.T) {
 	}
 }
 
-// TestUnknownTopics: help and completion fail if there is no such command or shell.
+// TestUnknownTopics: the command help fails if its argument isn't a command, and the command completion fails if
+// its argument isn't a shell.
 func TestUnknownTopics(t *testing.T) {
 	for line, want := range map[string]string{
 		"help": "", "help drops": "", "help completion bash": "", "completion": "", "drops --help": "",

@@ -134,7 +134,8 @@ func actAsAgent(t *testing.T, handler http.Handler) {
 	t.Cleanup(func() { _ = server.Close() })
 }
 
-// lineWriter calls the function found when a text that is written to it contains the text in the field until.
+// lineWriter is a writer. When a written text contains the text in the field until, lineWriter calls the function
+// in the field found.
 type lineWriter struct {
 	until string
 	found func()

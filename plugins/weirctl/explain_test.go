@@ -42,8 +42,8 @@ func inDirectory(t *testing.T, manifest []byte) {
 	}
 }
 
-// TestWhy compares the answers to common questions with golden files and with docs/explain.md. The first line of each
-// manifest has the arguments.
+// TestWhy: the answers to common questions are the same as in the golden files and in docs/explain.md. The first
+// line of each manifest has the arguments.
 func TestWhy(t *testing.T) {
 	all, err := filepath.Glob("testdata/why/*.yaml")
 	if err != nil || len(all) < 10 {

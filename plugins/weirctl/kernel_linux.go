@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// fromKernel returns a status without an agent: the attached pods, and the sets in the kernel. It fails only if the
-// user may not read the sets. Otherwise, the status says what can't be read.
+// fromKernel returns what can be known of the status without an agent: the attached pods, and the sets in the
+// kernel. It fails only if the user may not read the sets. Otherwise, the status says what can't be read.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; rules of weir that are in the kernel stay in force"}}
 	pods, err := recorded()

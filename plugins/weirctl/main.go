@@ -76,8 +76,8 @@ func rootCommand() *cobra.Command {
 	return root
 }
 
-// outputFlag adds the flag --output. The flag's values are the words, and words[0] is the default. The flag's help ends
-// with more.
+// outputFlag adds the flag --output. The flag's values are the words, and words[0] is the default. The flag's help
+// ends with the text more.
 func outputFlag(cmd *cobra.Command, output *string, more string, words ...string) {
 	last := len(words) - 1
 	help := strings.Join(words[:last], ", ") + " or " + words[last] + more

@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// flowsOfAPod has flows whose names have control characters and words of YAML.
+// flowsOfAPod has flows of a pod whose name and label contain control characters and YAML.
 const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [{
 	"source": {
 		"pod": "shop/x\u009b\n---\nkind: Secret", "labels": {"app": "x\n---\nkind: Secret"}, "address": "10.0.0.9"

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestPrintWait: a timeout names what each node lacks, or what the pod itself lacks, and ends with ExitTimeout.
+// TestPrintWait: if weirctl wait takes too long, it prints what each node lacks, or what the pod itself lacks, and
+// ends with ExitTimeout.
 func TestPrintWait(t *testing.T) {
 	for _, tc := range []struct {
 		nodes     []string

@@ -206,7 +206,8 @@ func (v View) named(rows []reach.Row) []row {
 	return all
 }
 
-// JSON prints all parties, and all rows with the parties' names. It also prints the rows beyond MaxRows.
+// JSON prints all parties (senders and receivers), and all rows with the parties' names. It also prints the rows
+// beyond MaxRows.
 func JSON(out io.Writer, v View) error {
 	return printJSON(out, struct {
 		Parties []reach.Party `json:"parties"`
@@ -266,7 +267,8 @@ func DiffTable(out io.Writer, c Change) error {
 	return err
 }
 
-// DiffJSON prints all parties, and all rows that open or close. It also prints the rows beyond MaxRows.
+// DiffJSON prints all parties (senders and receivers), and all rows that open or close. It also prints the rows
+// beyond MaxRows.
 func DiffJSON(out io.Writer, c Change) error {
 	return printJSON(out, struct {
 		Opened  []row         `json:"opened"`

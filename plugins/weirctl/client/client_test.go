@@ -106,7 +106,8 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// TestLongLists: if there are a thousand policies or problems, text shortens the list and JSON has all.
+// TestLongLists: if there are a thousand policies or problems, the text output shortens the lists, and the JSON
+// output has all.
 func TestLongLists(t *testing.T) {
 	s := &agentapi.Status{}
 	for i := range 1000 {

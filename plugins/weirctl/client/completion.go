@@ -18,7 +18,8 @@ import (
 
 const completesWithin = 2 * time.Second
 
-// completion hides errors, because a shell would print them into the command line.
+// completion returns a function that completes the names. The function hides errors, because a shell would print
+// the errors into the command line.
 func (s *Source) completion(
 	names func(explain.Cluster) []string, directive cobra.ShellCompDirective,
 ) cobra.CompletionFunc {
@@ -47,7 +48,7 @@ func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }
 
-// CompleteEnds completes pods, Services, nodes and the word world.
+// CompleteEnds completes an end of a connection: a pod, a Service, a node, or the word world.
 func (s *Source) CompleteEnds() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) []string {
 		all := []string{"world"}

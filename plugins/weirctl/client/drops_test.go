@@ -134,7 +134,7 @@ func TestPcap(t *testing.T) {
 	}
 }
 
-// FuzzDropsQuery: any query comes through a URL unchanged.
+// FuzzDropsQuery: if a query is encoded in a URL and decoded again, it is unchanged.
 func FuzzDropsQuery(f *testing.F) {
 	f.Add(int64(time.Minute), true, false, "shop", "db", "a&b=c", uint16(80))
 	f.Fuzz(func(t *testing.T, since int64, follow, packets bool, namespace, pod, policy string, port uint16) {

@@ -361,7 +361,7 @@ func TestFollowEnds(t *testing.T) {
 }
 
 // TestDropOrder: dropOrder sorts drops that come within the window by their times. If a node's clock is ahead, the
-// node's drops wait no longer than others.
+// node's drops wait no longer than the drops of other nodes.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

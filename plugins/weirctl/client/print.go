@@ -160,7 +160,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 }
 
-// problemTexts puts problems that differ only in their fields into one line.
+// problemTexts puts problems that differ only in Problem.Field into one line.
 func problemTexts(of []agentapi.Problem) (lines []string) {
 	problems := make([]ruleset.Problem, len(of))
 	for i, p := range of {

@@ -47,7 +47,8 @@ type Trial struct {
 
 type Feature string
 
-// The features that Read tries, besides iptables' matches and targets. The function xtFeature names those.
+// The features that Read tries, besides iptables' matches and targets. The function xtFeature returns the feature
+// for a match or target.
 const (
 	Bridge    Feature = "a bridge with isolated ports"
 	Veth      Feature = "veth"

@@ -133,8 +133,8 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding checks sysctls. It skips those of forwarding and bridges if weir0 doesn't exist, because weir sets them
-// when the node gets its first pod.
+// forwarding checks sysctls. It skips the sysctls of forwarding and of bridges if the bridge weir0 doesn't exist,
+// because weir sets them when the node gets its first pod.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},

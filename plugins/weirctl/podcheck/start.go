@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// endsAfter is how long pods outlive the time of their check.
+// endsAfter is how long after the end of a check's time (Check.Ends) the check's pods end by themselves.
 const endsAfter = time.Minute
 
 // create creates the object. It tries again while a new namespace has no service account yet: until then, the API
