@@ -85,8 +85,7 @@ func portsSet() *nftables.Set {
 	}
 }
 
-// askedSet returns the set of the UDP flows that the node has begun to link-local addresses of pods. The rules accept
-// the pods' answers in these flows.
+// askedSet returns the set of the UDP flows that the node has begun, so that the rules accept the pods' answers.
 func askedSet() *nftables.Set {
 	return &nftables.Set{
 		Table: linkLocalTable(), Name: "asked", Dynamic: true, HasTimeout: true, Timeout: askedFor, Size: 65535,
@@ -282,10 +281,9 @@ func AddLinkLocalPorts(ports []uint32) error {
 	return nil
 }
 
-// KeepLinkLocal makes or repairs the table "bridge weir-link-local". If keep is false, the table then has exactly
-// these ports; if keep is true, the table also keeps the other ports that it has. KeepLinkLocal deletes a table that
-// would have no ports. It returns the ports that the table lacked. damaged is true if there was no table, or if its
-// rules were wrong.
+// KeepLinkLocal makes or repairs the table "bridge weir-link-local". If keep is false, the table then has exactly these
+// ports; if keep is true, the table also keeps its other ports. KeepLinkLocal deletes a table that would have no ports.
+// It returns the ports that the table lacked. damaged is true if there was no table, or if its rules were wrong.
 func KeepLinkLocal(ports []uint32, keep bool) (lacked []uint32, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

@@ -144,10 +144,9 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns, for each address of the state, the pods that may have the address (an end). If a pod has an endpoint
-// on this node, the endpoint's addresses count. Otherwise the addresses in the pod's status count, except those that
-// the pod's Node can't have assigned. The status of a finished pod doesn't count. A pod that uses its node's network
-// has no end.
+// ends returns an end for each address of the state. If a pod has an endpoint on this node, the endpoint's addresses
+// count. Otherwise the addresses in the pod's status count, except those that the pod's Node can't have assigned. The
+// status of a finished pod doesn't count. A pod that uses its node's network has no end.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -193,9 +192,8 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node with the given name can have assigned the address. The address must be in the
-// podCIDRs of that Node, and in no podCIDR of this node (s.Node). If the state has neither Nodes nor this node's name,
-// assignedBy returns true.
+// assignedBy reports whether the Node of this name can have assigned the address: it must be in that Node's podCIDRs,
+// and in no podCIDR of s.Node. If the state has neither Nodes nor a name in s.Node, assignedBy returns true.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
