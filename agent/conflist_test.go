@@ -112,7 +112,7 @@ func TestConflistOfOthers(t *testing.T) {
 	if err := a.writeConflist(); err != nil {
 		t.Fatal(err)
 	}
-	a.kernel.lastSync = time.Now() // so only the runtime's fault makes the agent unready
+	a.kernel.lastSync = time.Now() // a recent sync, so only a fault that checkRuntime finds makes the agent unready
 	for _, tc := range []struct{ name, text, says string }{
 		{"10-flannel.conflist", flannel, "10-flannel.conflist (flannel, portmap)"},
 		{"00-ptp.conf", `{"name": "p", "type": "ptp"}`, "00-ptp.conf (ptp)"},

@@ -73,7 +73,9 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 	if lost || changed && len(before) > 0 {
 		a.countRepairs(bridge.KindGuard, []repair{{"nftables table bridge weir-link-local was changed", "weir-agent run"}})
 	}
-	if keep { // the next resync deletes the other ports
+	if keep {
+		// The table may still have ports that aren't in the list ports. With generation 0, the next resync compares the
+		// table again. If keep is false then, it deletes these ports.
 		generation = 0
 	}
 	*v = linkLocalView{known: true, ports: ports, generation: generation}

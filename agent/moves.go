@@ -97,9 +97,10 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 }
 
 // awaitsRemoval reports whether the move must wait until this round has removed remains of the other backend
-// (cleanOther). An agent that was killed during a move leaves remains. A move into them could drop packets that the
-// policies allow: if the killed agent left an empty set, the set gets its entries after the rules that look it up. If
-// the kernel has a fault or the removal has failed, the move doesn't wait.
+// (cleanOther). An agent that was killed during a move leaves remains. If the move used these remains, it could drop
+// packets that the policies allow: the killed agent may have left an empty set, and the rules that look up this set
+// would be in force before the set has its entries. The move doesn't wait if the agent can't apply rules or sets now
+// (partKernel), or if the removal has failed (partLeftovers).
 func (a *agent) awaitsRemoval() bool {
 	return a.moving.inUse != "" && a.moving.both && a.faults.now[partKernel] == nil && a.faults.now[partLeftovers] == nil
 }

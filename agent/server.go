@@ -16,7 +16,8 @@ const (
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
-	// healthConnections are enough for kubelet and a few Prometheus servers, which ask one by one.
+	// healthConnections limits the connections to the health port that are open at the same time. It is enough for
+	// kubelet and a few Prometheus servers, each of which sends one request at a time.
 	healthConnections = 32
 )
 

@@ -8,7 +8,7 @@ import (
 )
 
 // TestQuickEntries: the set links4 has an entry for each IPv4 sender whose link exists, as long as the sender is
-// allowed. A sender that lacks its entry in links4 may still send.
+// allowed. An allowed sender can send even if its entry in links4 is missing.
 func TestQuickEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

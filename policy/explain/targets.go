@@ -30,7 +30,7 @@ func (x *explainer) targets(to Ref, port Port, in entrance) ([]target, error) {
 	var all []target
 	for _, place := range places {
 		if in.address.IsValid() && conf.FamilyOf(in.address) != conf.FamilyOf(place.Address) {
-			continue // the destination is a node's address of the other family
+			continue // a hostPort of a node's IPv4 address leads only to the pod's IPv4 address; the same for IPv6
 		}
 		for _, p := range ports {
 			all = append(all, target{Place: place, proto: p.Proto, port: p.Number})
