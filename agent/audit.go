@@ -23,7 +23,7 @@ type auditEvaluator struct {
 type wouldDrop struct {
 	policies []string // the audited policies that would isolate the pod
 	// local is the pod that the policies would isolate, and peer is the pod at the other end. Each of them is nil if no
-	// pod has the end's address, or if several pods have the address.
+	// pod has the end's address, or if several pods have the address. Pods of the host network don't count.
 	local, peer *policy.Pod
 }
 

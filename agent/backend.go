@@ -47,7 +47,7 @@ type Backend interface {
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed protects the pods while no ruleset can be compiled yet. For a family with complete chains, it only
 	// puts the family's jumps first. For any other family, it applies the parameter closed, a ruleset in which no pod
-	// is in a class. fell lists the families for which KeepClosed has applied that ruleset.
+	// is in a class. fell lists these other families, also if applying that ruleset fails.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error)
 	// Stands reads the kernel, and reports whether weir's chains are complete for all families of the parameter closed,
 	// which is a ruleset. It changes nothing.

@@ -141,8 +141,8 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 }
 
 // first returns the choice at the agent's start, and the backend to start with. Usually this is the chosen backend. But
-// if the node used another backend before, and the kernel has complete rules only of the backend that wasn't chosen,
-// the agent starts with that backend and moves later. A move harms no connection.
+// if the agent doesn't know that the node used the chosen backend before, and the kernel has complete rules only of the
+// backend that wasn't chosen, the agent starts with that backend and moves later. A move harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {

@@ -96,8 +96,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 
 // afterApply makes a walk due if connections may have to be cut or restored after the applied change. A change that
 // only allows more packets needs a walk only if connections are cut now, or if a walk is running. If the agent knows
-// all cut connections, such a change needs no walk: then only the restoring of the known connections becomes due. gone
-// is true if the change closes only addresses of ended pods.
+// all cut connections, and no walk through all connections is running, such a change needs no walk: then only the
+// restoring of the known connections becomes due. gone is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {

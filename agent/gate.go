@@ -62,8 +62,9 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed is called while the nodes aren't known. If the kernel has no gate, keepGateClosed makes a gate that
-// accepts no tunnel packets. An existing gate stays as it is.
+// keepGateClosed is called while the nodes aren't known. If the kernel has no gate, or one of the gate's chains is
+// missing, empty or at another hook, keepGateClosed makes a gate that accepts no tunnel packets. Any other existing
+// gate stays as it is.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil

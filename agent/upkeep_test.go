@@ -80,8 +80,9 @@ func TestRepairBesideDEL(t *testing.T) {
 	}
 }
 
-// TestNodeIsObservedAgain: a check observes the node again if the kernel has announced a change, or if the last
-// observation is a minute old (observeEvery). Otherwise the check reads only the sysctls again.
+// TestNodeIsObservedAgain: a check observes the node again if the kernel has announced a change, if no message of the
+// kernel has come yet, or if the last observation is a minute old (observeEvery). Otherwise the check reads only the
+// sysctls again.
 func TestNodeIsObservedAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -82,9 +82,10 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone. It finds the link by its index, even if another program has renamed the link. If the index is
-// unknown (0), ShutPeer looks the link up by its name, and sets it down only if its other end is in the namespace
-// netnsPath. In the agent's container this path doesn't exist, so a link with an unknown index stays up there.
+// the link is gone. It finds the link by its index. If the link has another name than hostIf, the link counts as gone
+// unless it leads to one of the addresses addrs (see peerLink). If the index is unknown (0), ShutPeer looks the link up
+// by its name, and sets it down only if its other end is in the namespace netnsPath. In the agent's container this path
+// doesn't exist, so a link with an unknown index stays up there.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Address) error {

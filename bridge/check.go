@@ -101,7 +101,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 
 // CheckLinkLocal checks the nftables table "bridge weir-link-local", which drops link-local packets of pods on other
 // plugins' bridges. It returns an error if the table lacks the endpoint's port, or if the table's rules are wrong. It
-// returns nil if the port's link is gone, or if the endpoint isn't on another plugin's bridge.
+// returns nil if the endpoint isn't on another plugin's bridge, or if its record has no index and its link is gone.
 func CheckLinkLocal(e endpoint.Endpoint) error {
 	ports, err := LinkLocalPorts(map[string]endpoint.Endpoint{e.ID(): e})
 	if len(ports) == 0 || err != nil {

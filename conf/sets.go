@@ -19,8 +19,9 @@ const (
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods on the links of LinksSet, each with the pod's link.
 	SendersSet = ownSet + "senders"
-	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. They
-	// replace the class sets if the kernel's rules can read the number from a set's entry.
+	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. With
+	// iptables, they replace the class sets if the kernel and iptables can read the number from a set's entry. With
+	// nftables, they are always used, and have the class's chain instead of a number.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
 	// SelfSet and ErrorsSet have pairs: each address of PodsSet with itself. A packet matches SelfSet if its source is

@@ -47,8 +47,9 @@ func (l limits) compile(state State) ruleset.Ruleset {
 
 type finder interface {
 	effort(s *supply) float64
-	// look checks up to n more addresses, and adds an entry to the set for each address that matches. looked is how
-	// many addresses it has checked. found is true if no address is left to check.
+	// look checks up to n more addresses, and adds the set's entries for each address that matches. For a named port,
+	// these are one entry for each port number. looked is how many addresses it has checked. found is true if no address
+	// is left to check.
 	look(s *supply, n int) (looked int, found bool)
 	countSelected(s selector, f conf.Family) int
 	selected(s selector, f conf.Family) ruleset.Entries

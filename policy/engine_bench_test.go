@@ -194,8 +194,8 @@ func TestNewNodesCostNoPods(t *testing.T) {
 	}
 }
 
-// BenchmarkEqualPeers changes the labels of another node's pod. A pod of this node is under 1 or 1,000 policies, and all
-// of them have the same peer. After each change, the engine must find out whether the other node's pod matches this peer.
+// BenchmarkEqualPeers changes the labels of another node's pod. A pod of this node is under 1 or 1,000 policies, which
+// all have the same peer. After each change, the engine must find out whether the other node's pod matches this peer.
 func BenchmarkEqualPeers(b *testing.B) {
 	values := make([]string, 100)
 	for i := range values {

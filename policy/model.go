@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// State is the input of Compile: the cluster's objects, the endpoints on this node, this node's name, and the parts of
-// rulesets that the kernel has refused.
+// State is the input of Compile: the cluster's objects, the endpoints on this node, this node's name, the parts of
+// rulesets that the kernel has refused, and whether the kernel's sets have IPv6 addresses of unknown pods (Strays6).
 type State struct {
 	Objects
 	Endpoints []Endpoint

@@ -14,8 +14,8 @@ import (
 
 // KeepClosed protects the pods until a ruleset can be compiled. If a family's chains in the kernel are complete,
 // KeepClosed only makes sure that the jumps to these chains are first. In a family with incomplete chains, it applies
-// the given ruleset, which has no classes, so that the kernel drops all new connections of pods. It returns the
-// families with incomplete chains.
+// the given ruleset, which has no classes, so that the kernel drops all new connections of pods, except pods whose
+// enforcement is off. It returns the families with incomplete chains.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if err := d.detect(ctx); err != nil {
 		return nil, err

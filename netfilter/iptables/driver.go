@@ -35,7 +35,7 @@ type Driver struct {
 	// settled is the last applied ruleset. It is nil if the kernel may have other rules or sets.
 	settled *ruleset.Ruleset
 	left    []string
-	refresh *refresh // which parts of the kernel's state Refresh has still to read; nil if no Refresh has begun
+	refresh *refresh // the parts of the kernel's state that a Refresh has still to read; nil if no Refresh is under way
 	fresh   bool
 	// pods is true for a family if the family's set of all pods may have entries (HasPods).
 	pods     [len(conf.Families)]bool

@@ -51,7 +51,7 @@ const (
 	legacyPause = time.Second
 )
 
-// If the family's chain FORWARD drops packets by default, Keep makes sure that the chain has the rules. Otherwise it
+// Keep makes sure that the family's chain FORWARD has the rules if the chain drops packets by default. Otherwise it
 // removes weir's rules from the chain. If the rules are the same as in the last call, Keep does nothing in two cases:
 // it knows that the chain is right, or the last call failed less than legacyPause ago. repaired is true if the wanted
 // rules are the same as before, but Keep has changed weir's rules in the chain again: another program has changed the

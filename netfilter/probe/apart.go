@@ -97,7 +97,8 @@ func setUpLoopback() error {
 }
 
 // Families returns the families that pods of this node may have. IPv6 is among them only if the kernel has IPv6, and a
-// link has an IPv6 address other than a loopback or link-local address.
+// link has an IPv6 address other than a loopback or link-local address. If the addresses can't be listed, the node
+// counts as having such an address.
 func Families() []conf.Family {
 	addrs, err := net.InterfaceAddrs()
 	six := err != nil || slices.ContainsFunc(addrs, func(a net.Addr) bool {

@@ -229,8 +229,8 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match for the set. No address can match (group none) if set is nil, or if sets of this kind can't
-// contain the part m.By of a packet, such as an address in a Ports set.
+// member returns the match for the set. The match's group is none, which contains no address, if set is nil, or if sets
+// of this kind can't contain the part m.By of a packet, such as an address in a Ports set.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {

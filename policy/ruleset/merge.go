@@ -8,8 +8,9 @@ type Bounds struct {
 	// few look-ups take little time, and several classes of pods can use the same single set. Two
 	// classes share a merged set only if it was made from the same single sets for both.
 	Sets int
-	// Large is the number of entries above which a set is large. Large sets stay single, the largest first (see
-	// sizeClass), until the single and the merged sets together need Sets look-ups. The other large sets are merged.
+	// Large is the number of entries above which a set is large. Large sets stay single, those of the highest size class
+	// first (see sizeClass), and by name within a class, until the single and the merged sets together need Sets
+	// look-ups. The other large sets are merged.
 	Large int
 	// Lists is how many lists of ports may be compared one by one. A few comparisons take little time.
 	Lists int

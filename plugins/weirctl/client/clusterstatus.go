@@ -17,8 +17,8 @@ type NodeState string
 const (
 	// NodeAway means that the agent doesn't answer, so the node has no Summary.
 	NodeAway NodeState = "no answer"
-	// NodeNotReady means that the agent doesn't know all policies, pods or records, or that it could not change the
-	// kernel's rules, the node's settings or the runtime's configuration.
+	// NodeNotReady means that the agent doesn't know all policies, pods or records, that it can't read or change the
+	// kernel's rules, connections or the node's settings, or that the runtime uses another network's configuration.
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty means that the node is ready, but a part of the agent fails (Summary.Errors).
 	NodeFaulty NodeState = "faulty"
@@ -43,8 +43,8 @@ type ClusterStatus struct {
 	// Asked counts the nodes on which weir should run. The field Nodes lists the worst nodes first.
 	Asked  int               `json:"asked"`
 	States map[NodeState]int `json:"states"`
-	// Pods, Isolated and Closed are sums over the nodes that have answered: of all attachments, of those that
-	// policies isolate, and of those that are closed (see agentapi.Summary).
+	// Pods, Isolated and Closed are sums over the nodes that have answered: of all attachments, of those that are
+	// neither closed nor open in both directions, and of those that are closed (see agentapi.Summary).
 	Pods     int `json:"pods"`
 	Isolated int `json:"isolated"`
 	Closed   int `json:"closed"`
