@@ -27,8 +27,8 @@ type Backend interface {
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. The next Apply then reads the state.
 	Unread() bool
-	// HasPods reports whether the family's set of all pods may have addresses. Once HasPods has returned true, it
-	// returns true until the backend reads the set again, even if Apply removes the addresses meanwhile.
+	// HasPods reports whether the family's set of all pods may have addresses. After HasPods has returned true, the
+	// result stays true until the backend reads the set again, even if Apply has removed all addresses.
 	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.

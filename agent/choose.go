@@ -22,8 +22,8 @@ import (
 type chooser struct {
 	Options
 	seen choice.Seen
-	// appeared is the result of the last call of choice.Appeared: the backend to which kube-proxy has moved last. It
-	// is empty if this backend is unknown.
+	// appeared is the backend to which kube-proxy has moved last, by choice.Appeared. If this backend is unknown,
+	// appeared is empty.
 	appeared conf.Backend
 	trials   map[conf.Backend]trial // the last trial of each backend: a test whether the node supports the backend
 	// turn returns the lock that must be locked during a trial of the backend; nil if the trial needs no lock.

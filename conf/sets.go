@@ -33,9 +33,9 @@ const (
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. After each prefix except ownSet, a name ends with a hash. The sets of two classes
-// have NoneClass or OpenClass instead of the hash. The name of a merged set of networks has "mrg-" and a hash after
-// BlockSets.
+// Prefixes of the names of sets. After each prefix except ownSet, a name ends with a hash. The classes "none" and
+// "open" have the words NoneClass and OpenClass instead of the hash. The name of a merged set of networks is
+// BlockSets, then "mrg-", then a hash.
 const (
 	ownSet         = "weir-"
 	IngressClasses = ownSet + "in-"

@@ -19,18 +19,24 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
+const n2 = "/run/netns/n2"
+
+// toN1 returns the overlay of the node n2, and a plan with a tunnel to the node n1.
+func toN1(t *testing.T) (*Overlay, Plan) {
+	t.Helper()
+	o := zones(t)["n2"]
+	return o, planned("n2", Always, []policy.Node{
+		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
+	}, o)
+}
+
 // TestMakingTheTunnelIsNoRepair: while Apply makes the tunnel, the agent's repair of node settings finds no
 // difference. The agent would report a difference as another program's change.
 func TestMakingTheTunnelIsNoRepair(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	o := zones(t)["n2"]
-	const n2 = "/run/netns/n2"
-	plan := planned("n2", Always, []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24", "fd00:96:1::/64"),
-		node("n2", "172.20.2.10", "100.96.2.0/24", "fd00:96:2::/64"),
-	}, o)
+	o, plan := toN1(t)
 	ctx, stop := context.WithCancel(t.Context())
 	repaired := make(chan error, 1)
 	go func() { repaired <- ns.WithNetNSPath(n2, func(ns.NetNS) error { return repair(ctx) }) }()
@@ -58,16 +64,13 @@ func TestApplyWithoutTheLock(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	o := zones(t)["n2"]
-	plan := planned("n2", Always, []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
-	}, o)
+	o, plan := toN1(t)
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		t.Fatal(err)
 	}
 	failed := func() error { // unlike nodetest.In, it doesn't end the test
-		return ns.WithNetNSPath("/run/netns/n2", func(ns.NetNS) error {
+		return ns.WithNetNSPath(n2, func(ns.NetNS) error {
 			_, err := o.Apply(plan)
 			return err
 		})
@@ -87,12 +90,9 @@ func TestTheTunnelGetsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	o := zones(t)["n2"]
-	plan := planned("n2", Always, []policy.Node{
-		node("n1", "172.20.1.10", "100.96.1.0/24"), node("n2", "172.20.2.10", "100.96.2.0/24"),
-	}, o)
+	o, plan := toN1(t)
 	for _, plan.TunnelMTU = range []int{1230, 1400} {
-		nodetest.In(t, "/run/netns/n2", func() error {
+		nodetest.In(t, n2, func() error {
 			_, err := o.Apply(plan)
 			return err
 		})

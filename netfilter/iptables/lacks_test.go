@@ -30,21 +30,16 @@ func TestLacksNothing(t *testing.T) {
 		return
 	}
 	nodetest.Outside(t) // gives the node an IPv6 address
-	// On a busy machine, a trial's sets may count as in use until the trial stops trying to destroy them. The next
-	// trial uses and destroys them. So the function soon repeats the trials.
-	soon(t, func() error {
-		for _, flavour := range []Flavour{NFT, Legacy} {
-			for _, f := range conf.Families {
-				if lacks := lacksIn(t.Context(), flavour, f); len(lacks) > 0 {
-					t.Errorf("%s: the node lacks %q", flavour.program(f), lacks)
-				}
+	for _, flavour := range []Flavour{NFT, Legacy} {
+		for _, f := range conf.Families {
+			if lacks := lacksIn(t.Context(), flavour, f); len(lacks) > 0 {
+				t.Errorf("%s: the node lacks %q", flavour.program(f), lacks)
 			}
 		}
-		if left := trialIn(t); left != "" {
-			return fmt.Errorf("the trials have left:\n%s", left)
-		}
-		return nil
-	})
+	}
+	if left := trialIn(t); left != "" {
+		t.Errorf("the trials have left:\n%s", left)
+	}
 	began := time.Now()
 	if lacks, err := Lacks(t.Context()); lacks != nil || err != nil {
 		t.Errorf("the node lacks %q, %v", lacks, err)

@@ -62,8 +62,8 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// forSeveral rewrites the advice if several pods have the peer's address in their status. A change of only one of
-// these pods isn't enough then.
+// forSeveral rewrites the advice if several pods have the peer's address in their status. The user must then change all
+// these pods, and not only one.
 func forSeveral(all []verdict.Near, peer Place) {
 	ofPod := []verdict.Kind{verdict.MissLabel, verdict.MissNamespaceLabel, verdict.MissNamespace, verdict.MissBlock}
 	for _, near := range all {

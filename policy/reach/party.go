@@ -232,7 +232,8 @@ func newFacts(u *universe) facts {
 	return f
 }
 
-// key returns different texts for units (pods) that policies may tell apart, or that belong to different workloads.
+// key returns a text for the unit. Two units have the same key only if no policy can tell them apart, and both belong
+// to the same workload.
 func (f facts) key(u unit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", u.pod.Namespace)

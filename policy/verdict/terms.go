@@ -67,9 +67,9 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
-	// Either has an element for each isolated pod that may have the end's address. If the end isn't on this node,
-	// Either has one element for all these pods together. A packet is allowed if all elements allow it. So if Either
-	// is empty and Closed is false, all packets are allowed.
+	// Either has an element for each isolated pod that may have the end's address. If the end isn't on this node, the
+	// list has only one element, which stands for all these pods. A packet is allowed if all elements allow the packet.
+	// So if Either is empty and Closed is false, all packets are allowed.
 	Either []Isolated
 }
 

@@ -67,8 +67,8 @@ func late(singles []time.Duration) (late int) {
 	return late
 }
 
-// TestFlood: while one pod sends 50,000 denied packets per second, "weirctl drops" shows single packets of another
-// pod, each within a second. At most one packet may be shown later.
+// TestFlood: while one pod sends 50,000 denied packets per second, "weirctl drops" shows each single packet of
+// another pod within a second.
 func TestFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,7 +96,7 @@ func TestFlood(t *testing.T) {
 		"%d ms; agent: %s; %d lost, %d missed",
 		denied, float64(denied)/c.took.Seconds(), *rounds-late(singles), *rounds, slices.Max(singles).Milliseconds(),
 		c.text(denied), live.lost.Load(), live.missed.Load())
-	if late(singles) > 1 { // a busy machine may stall once
+	if late(singles) > 0 {
 		t.Errorf("%d of %d single packets were late", late(singles), *rounds)
 	}
 	if c.tooMuch(denied) {

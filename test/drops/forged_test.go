@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFloodOfForgedSenders: while one pod sends a flood of packets with a forged sender, "weirctl drops" shows another
-// pod's denied packets, each within a second. One packet may show later, because a busy machine may stall once.
+// TestFloodOfForgedSenders: while one pod sends a flood of packets with a forged sender, "weirctl drops" shows each
+// denied packet of another pod within a second.
 func TestFloodOfForgedSenders(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -33,7 +33,7 @@ func TestFloodOfForgedSenders(t *testing.T) {
 	sent := flood.sent.Load()
 	t.Logf("drops-forged: %d packets, %.0f a second; the slowest of %d single packets shows after %d ms; agent: %s", sent,
 		float64(sent)/c.took.Seconds(), *rounds, slices.Max(singles).Milliseconds(), c.text(sent))
-	if late(singles) > 1 || c.tooMuch(sent) {
+	if late(singles) > 0 || c.tooMuch(sent) {
 		t.Errorf("%d of %d single packets were late; agent: %s", late(singles), *rounds, c.text(sent))
 	}
 	n.stands(live, quiet, func(shown uint64) error {
