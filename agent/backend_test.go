@@ -35,6 +35,7 @@ type memory struct {
 	calls       []string
 	fails       []error
 	late        []error
+	cleaning    error // what CleanOtherFlavour returns
 	last        ruleset.Ruleset
 	pods6       bool
 	interrupted bool
@@ -54,7 +55,10 @@ func (m *memory) Knows(uint32) bool                                     { return
 func (m *memory) Generation() (uint32, error)                           { return 1, nil }
 func (m *memory) Close()                                                {}
 func (m *memory) Stands(context.Context, ruleset.Ruleset) (bool, error) { return true, nil }
-func (m *memory) CleanOtherFlavour(context.Context) error               { m.call("CleanOtherFlavour"); return nil }
+func (m *memory) CleanOtherFlavour(context.Context) error {
+	m.call("CleanOtherFlavour")
+	return m.cleaning
+}
 
 func (m *memory) Read(context.Context) error { m.call("Read"); return nil }
 
@@ -113,6 +117,33 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 	}
 	m := &memory{}
 	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
+}
+
+// TestRemainsOfTheOtherBackend: after its first round with policies, the agent soon removes the remains of the other
+// backend. It doesn't wait for a resync: until the removal, the plugin denies and releases pods in both backends. If the
+// removal fails, the agent tries again only at a resync.
+func TestRemainsOfTheOtherBackend(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, m, _ := remembering(t)
+	reconcile := func(verify netfilter.Verify, next time.Duration, want ...string) {
+		t.Helper()
+		m.calls = nil
+		if got := a.reconcile(t.Context(), verify); got != next || !slices.Equal(m.calls, want) {
+			t.Errorf("the agent called %q, and its next round is due in %s, want %q and %s", m.calls, got, want, next)
+		}
+	}
+	reconcile(netfilter.All, 0, "KeepClosed") // the agent has no policies yet
+	a.takeRecords(dirwatch.Change{Lost: true})
+	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
+	reconcile(netfilter.Trust, retry, "Apply")
+	m.cleaning = errors.New("busy")
+	reconcile(netfilter.Trust, 0, "Read", "Apply", "CleanOtherFlavour")
+	reconcile(netfilter.Trust, 0, "Apply")
+	m.cleaning = nil
+	reconcile(netfilter.All, 0, "Read", "Apply", "CleanOtherFlavour")
+	reconcile(netfilter.All, 0, "Read", "Apply")
 }
 
 // TestReconcileAndItsBackend: the agent calls its backend's methods in the right order, and answers plugins only after

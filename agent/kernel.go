@@ -188,11 +188,17 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again at each
-// resync until it succeeds. After a move it must succeed twice: an ADD that began before the move may make a set of the
-// old backend again.
+// cleanOther removes weir's rules from the flavour and backend that the node doesn't use, in a round that has read
+// everything. If it fails, it tries again at each resync until it succeeds. After a move it must succeed twice: an ADD
+// that began before the move may make a set of the old backend again.
 func (r *round) cleanOther(ctx context.Context) {
-	if r.moving.others == 0 || r.verify != netfilter.All {
+	if r.moving.others == 0 {
+		return
+	}
+	if r.verify != netfilter.All {
+		if r.faults.now[partLeftovers] == nil { // the first round with policies has answered its plugins first
+			r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
+		}
 		return
 	}
 	if err := r.moving.lost; r.moving.both && err != nil {

@@ -107,8 +107,8 @@ func (s *status) report() agentapi.Status {
 	slices.SortStableFunc(r.Sets, func(a, b agentapi.SetStatus) int { return cmp.Compare(a.Name, b.Name) })
 	for _, c := range s.enforced.ruleset.Classes {
 		r.Classes = append(r.Classes, agentapi.Class{
-			Direction: string(c.Direction), Policies: c.Policies, Audited: c.Audited, Set: cmp.Or(in[c.Set], c.Set),
-			Chain: c.Chain, Pods: c.Pods,
+			Direction: string(c.Direction), Family: c.Family.String(), Policies: c.Policies, Audited: c.Audited,
+			Set: cmp.Or(in[c.Set], c.Set), Chain: c.Chain, Pods: c.Pods,
 		})
 	}
 	for _, e := range s.endpoints {

@@ -209,7 +209,8 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 		n.Underlay = !n.Settings && (!known || was != heard(at))
 		l.links[at.Index] = heard(at)
 	}
-	n.Settings = n.Settings || at.Kind == "bridge" // the bridge may be another plugin's, with pods as ports
+	// The bridge may be another plugin's, with pods as ports. The agent then sets nf_call_iptables on it.
+	n.Settings = n.Settings || at.Kind == "bridge"
 	return n
 }
 

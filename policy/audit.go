@@ -57,8 +57,8 @@ func (l *classifier) auditClass(g *group) (k class, ok bool) {
 	id := ruleset.Identity(g.key, rules)
 	k = class{
 		Class: ruleset.Class{
-			Direction: l.direction, Policies: []string{}, Audited: g.policies.all(), Set: l.family.Set(l.side.sets + id),
-			Chain: l.side.chains + id,
+			Direction: l.direction, Family: l.family, Policies: []string{}, Audited: g.policies.all(),
+			Set: l.family.Set(l.side.sets + id), Chain: l.side.chains + id,
 		},
 		key: g.key,
 	}

@@ -225,7 +225,7 @@ func (l *classifier) class(g *group) (k class, ok bool) {
 		return l.auditClass(g)
 	}
 	k = class{
-		Class:    ruleset.Class{Direction: l.direction, Policies: g.policies.all()},
+		Class:    ruleset.Class{Direction: l.direction, Family: l.family, Policies: g.policies.all()},
 		policies: g.policies.count(), key: g.key,
 	}
 	rules := l.agreedRules(g.policies)

@@ -142,7 +142,9 @@ func (d *dispatcher) stranger() ruleset.Rule {
 
 func (c *compiler) makeOpenClass(side int, f conf.Family) *openClass {
 	s := sides[side]
-	o := openClass{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
+	o := openClass{Class: ruleset.Class{
+		Direction: s.direction, Family: f, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass),
+	}}
 	var pods []localEndpoint
 	for _, p := range c.parts {
 		pods = append(append(pods, p.open[side]...), p.classified.open[side][f]...)

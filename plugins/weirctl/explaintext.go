@@ -272,7 +272,7 @@ func sourceLine(e explain.Explanation) string {
 	from := "From " + strings.TrimSuffix(e.Source, ".")
 	switch {
 	case !asked:
-		return from + ". The kernel was not asked: weirctl on the pods' nodes does that."
+		return from + ". To see what the kernel has, run weirctl on the pods' nodes."
 	case len(nodes) == 0:
 		return from + ". No agent has answered."
 	}

@@ -187,7 +187,7 @@ func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
 		text := excerpt.Printable(fmt.Sprintf(format, args...))
 		b.WriteString("# " + strings.ReplaceAll(text, "\n", "?") + "\n")
 	}
-	comment("Policies that weirctl suggest has written from connections that were seen. What was not seen is denied.")
+	comment("Policies that weirctl suggest has written. They allow the connections that were seen, and deny all others.")
 	for _, n := range notes {
 		comment("NOTE: %s", excerpt.Of(n))
 	}

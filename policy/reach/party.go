@@ -57,7 +57,8 @@ type partyEnd struct {
 
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
-// unit is a pod, with at most one address of each family. Pods that share an address are one unit.
+// unit is a pod, with at most one address of each family. A pod with several addresses of a family is several units.
+// Pods that share an address are one unit.
 type unit struct {
 	// pod is the pod in the first of the compared states. If this state doesn't have the pod, only the namespace and the
 	// name are set. If several pods have the address, the name has the names of all of them.

@@ -10,12 +10,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Row says that each party in From reaches each party in To on the ports.
+// Row says that each party in From reaches each party in To on the ports. The numbers in From and To are indexes in
+// Matrix.Parties.
 type Row struct {
 	From   []int  `json:"from"`
 	To     []int  `json:"to"`
 	Ports  Ports  `json:"ports"`
-	Family string `json:"family,omitempty"`
+	Family string `json:"family,omitempty"` // empty if the row is for both families
 }
 
 // Rows returns all connections of the matrix. Each connection is in exactly one row.

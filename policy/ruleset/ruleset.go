@@ -102,7 +102,8 @@ const (
 // Class has the pods of this node that the same policies isolate in one direction, in one family.
 type Class struct {
 	Direction Direction
-	Policies  []string // empty if no policy isolates the pods
+	Family    conf.Family // the family of the pods' addresses in the set
+	Policies  []string    // empty if no policy isolates the pods
 	Audited   []string
 	Set       string
 	Chain     string

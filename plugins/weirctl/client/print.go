@@ -140,7 +140,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("%s\t%s\t%s\t%s\t%s", p.Pod, strings.Join(p.Addresses, ","), p.HostIf, p.Ingress, p.Egress)
 	}
 	if len(s.Classes) > 0 {
-		line("\nCLASS\tDIRECTION\tPODS\tPOLICIES")
+		line("\nCLASS\tDIRECTION\tFAMILY\tPODS\tPOLICIES")
 	}
 	for _, c := range s.Classes {
 		policies := excerpt.List(c.Policies, ", ")
@@ -152,7 +152,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 		}
 		// The line names a class by its chain, because not all backends have a set for each class. The class of the pods
 		// that no policy isolates has no chain.
-		line("%s\t%s\t%d\t%s", cmp.Or(c.Chain, agentapi.ClassOpen), c.Direction, len(c.Pods), policies)
+		line("%s\t%s\t%s\t%d\t%s", cmp.Or(c.Chain, agentapi.ClassOpen), c.Direction, c.Family, len(c.Pods), policies)
 	}
 	line("\nSET\tTYPE\tENTRIES")
 	for _, set := range s.Sets {
