@@ -48,12 +48,14 @@ func (s *snapshots) init() {
 // sliceTime bounds the engine's work on new sets in one round. An event may have to wait that long.
 const sliceTime = time.Millisecond
 
+// compile makes a snapshot of the present state the target, and returns it.
 func (a *agent) compile() *snapshot {
 	next := a.present()
 	a.snapshots.target.Store(next)
 	return next
 }
 
+// present returns a snapshot of the records, the accepted Nodes, and the engine's ruleset with merged sets.
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{endpoints: records.attached}

@@ -236,8 +236,8 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent: it
-// stays closed until an agent enrols it.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start although the agent hasn't
+// enrolled it. The pod stays closed until an agent enrols it.
 func (m *making) awaitEnrol() error {
 	if m.call == nil {
 		m.enrolled = true

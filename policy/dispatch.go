@@ -46,10 +46,11 @@ type openClass struct {
 
 // compileDispatch adds the chains that lead packets to classes, and the classes that all namespaces share.
 //
-// The rules of classes with more policies come first, because the first rule that matches a packet decides. If a
-// policy is added, a pod that it selects may be in the sets of its old and its new class at the same time. The rule
-// of the new class then comes before the rule of the old class. So the transaction that adds the rules of the new
-// classes moves all these pods at once.
+// The rules of classes with more policies come first, because the first rule that matches a packet decides. Where a
+// backend looks up all classes at once (iptables with numbers, nftables), the order decides only for two attachments
+// with the same address. On a kernel without --map-set, each class has a set. If a policy is added there, a pod that it
+// selects may be in the sets of its old and its new class at the same time. The rule of the new class then comes before
+// the rule of the old class. So the transaction that adds the rules of the new classes moves all these pods at once.
 func (c *compiler) compileDispatch() {
 	if c.dispatched {
 		return

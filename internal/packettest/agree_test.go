@@ -23,7 +23,9 @@ var (
 
 // TestBackendsAgree sends the same packets through the rules of iptables and of nftables, in the same random clusters.
 // With each backend, the packets that the policies allow must arrive, and no others. iptables-legacy and iptables-nft
-// take turns.
+// take turns. To repeat one state:
+//
+//	go test ./internal/packettest -run TestBackendsAgree -v -first SEED -states 1
 func TestBackendsAgree(t *testing.T) {
 	onNodes(t, func(t *testing.T, n *Node, p part) { backendsAgree(t, n, p.of(*firstState, uint64(*states))) })
 }

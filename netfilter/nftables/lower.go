@@ -167,7 +167,7 @@ func chainComments(chains []ruleset.Chain) map[key]string {
 			continue
 		}
 		for _, r := range c.Rules {
-			if r.Action == ruleset.GoTo && len(r.Sets) == 1 {
+			if r.Action == ruleset.GoTo && len(r.Sets) == 1 && !r.Sets[0].Not { // without Not, the set is a class's set
 				all[key{c.Family, r.To}] = r.Comment
 			}
 		}
