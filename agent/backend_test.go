@@ -120,8 +120,8 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 }
 
 // TestRemainsOfTheOtherBackend: after its first round with policies, the agent soon removes the remains of the other
-// backend. It doesn't wait for a resync: until the removal, the plugin denies and releases pods in both backends. If the
-// removal fails, the agent tries again only at a resync.
+// backend. It doesn't wait for a resync: until the removal, the plugin denies and releases pods in both backends. If
+// the removal fails, the agent tries again only at a resync.
 func TestRemainsOfTheOtherBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
