@@ -35,7 +35,6 @@ type memory struct {
 	calls       []string
 	fails       []error
 	late        []error
-	cleaning    error // what CleanOtherFlavour returns
 	last        ruleset.Ruleset
 	pods6       bool
 	interrupted bool
@@ -55,10 +54,7 @@ func (m *memory) Knows(uint32) bool                                     { return
 func (m *memory) Generation() (uint32, error)                           { return 1, nil }
 func (m *memory) Close()                                                {}
 func (m *memory) Stands(context.Context, ruleset.Ruleset) (bool, error) { return true, nil }
-func (m *memory) CleanOtherFlavour(context.Context) error {
-	m.call("CleanOtherFlavour")
-	return m.cleaning
-}
+func (m *memory) CleanOtherFlavour(context.Context) error               { m.call("CleanOtherFlavour"); return nil }
 
 func (m *memory) Read(context.Context) error { m.call("Read"); return nil }
 
@@ -119,31 +115,63 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
 }
 
-// TestRemainsOfTheOtherBackend: after its first round with policies, the agent soon removes the remains of the other
-// backend. It doesn't wait for a resync: until the removal, the plugin denies and releases pods in both backends. If
-// the removal fails, the agent tries again only at a resync.
+// TestRemainsOfTheOtherBackend: an agent that starts without policies removes the remains of the other backend a second
+// after its first round with policies. It doesn't wait for a resync: until the removal, the plugin denies and releases
+// pods in both backends. No plugin waits for the removal. A second removal follows, because a running ADD may make a
+// set again. If a removal fails, the agent tries again at a resync.
 func TestRemainsOfTheOtherBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	a, m, _ := remembering(t)
-	reconcile := func(verify netfilter.Verify, next time.Duration, want ...string) {
-		t.Helper()
-		m.calls = nil
-		if got := a.reconcile(t.Context(), verify); got != next || !slices.Equal(m.calls, want) {
-			t.Errorf("the agent called %q, and its next round is due in %s, want %q and %s", m.calls, got, want, next)
+	for _, fails := range []error{nil, errors.New("busy")} {
+		a, m, r := remembering(t)
+		a.Backends = []BackendKind{{Name: conf.Nftables}, {Name: conf.Iptables, Remove: func(context.Context) error {
+			m.call("Remove")
+			return fails
+		}}}
+		err := errors.Join(endpoint.WriteBackend(""), a.begin(conf.Nftables, choice.Choice{Backend: conf.Nftables}))
+		if err != nil {
+			t.Fatal(err)
 		}
+		reconcile := func(verify netfilter.Verify, next time.Duration, want ...string) {
+			t.Helper()
+			m.calls = nil
+			if got := a.reconcile(t.Context(), verify); got != next || !slices.Equal(m.calls, want) {
+				t.Errorf("the agent called %q, and its next round comes in %s, want %q and %s", m.calls, got, want, next)
+			}
+		}
+		second := func() { a.moving.cleanAt = a.moving.cleanAt.Add(-retry) }
+		removal := []string{"Read", "Apply", "CleanOtherFlavour", "Remove"}
+
+		reconcile(netfilter.All, 0, "KeepClosed") // the agent has no policies yet
+		id := r.attach("web", "10.88.0.2")
+		a.takeRecords(dirwatch.Change{Lost: true})
+		a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
+		reconcile(netfilter.Trust, retry, "Apply")
+		reconcile(netfilter.Trust, retry, "Apply") // an event within the second
+		second()
+		plugin := &enrolment{ctx: t.Context(), id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+		a.takeEnrolment(plugin)
+		reconcile(netfilter.Trust, retry, "Apply")
+		if len(plugin.answer) == 0 {
+			t.Error("a plugin waits for the removal")
+		}
+		if fails != nil {
+			reconcile(netfilter.Trust, retry, removal...)
+			reconcile(netfilter.Trust, retry, "Apply")
+			fails = nil
+			reconcile(netfilter.All, retry, removal...)
+		} else {
+			reconcile(netfilter.Trust, retry, removal...)
+		}
+		if name, err := endpoint.ReadBackend(); err != nil || name != conf.Nftables {
+			t.Errorf("the plugin is told %q (%v)", name, err)
+		}
+		reconcile(netfilter.Trust, retry, "Apply")
+		second()
+		reconcile(netfilter.Trust, 0, removal...)
+		reconcile(netfilter.All, 0, "Read", "Apply")
 	}
-	reconcile(netfilter.All, 0, "KeepClosed") // the agent has no policies yet
-	a.takeRecords(dirwatch.Change{Lost: true})
-	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
-	reconcile(netfilter.Trust, retry, "Apply")
-	m.cleaning = errors.New("busy")
-	reconcile(netfilter.Trust, 0, "Read", "Apply", "CleanOtherFlavour")
-	reconcile(netfilter.Trust, 0, "Apply")
-	m.cleaning = nil
-	reconcile(netfilter.All, 0, "Read", "Apply", "CleanOtherFlavour")
-	reconcile(netfilter.All, 0, "Read", "Apply")
 }
 
 // TestReconcileAndItsBackend: the agent calls its backend's methods in the right order, and answers plugins only after

@@ -189,18 +189,16 @@ func (a *agent) takeApplied(p applied, well bool) {
 }
 
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use, in a round that has read
-// everything. If it fails, it tries again at each resync until it succeeds. After a move it must succeed twice: an ADD
-// that began before the move may make a set of the old backend again.
+// everything. If the removal fails, cleanOther tries again at each resync. It must succeed moving.others times.
 func (r *round) cleanOther(ctx context.Context) {
 	if r.moving.others == 0 {
 		return
 	}
 	if r.verify != netfilter.All {
-		if r.faults.now[partLeftovers] == nil { // the first round with policies has answered its plugins first
-			r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
-		}
+		r.cleanSoon()
 		return
 	}
+	r.moving.cleanAt = time.Time{}
 	if err := r.moving.lost; r.moving.both && err != nil {
 		r.faults.set(partLeftovers, err)
 		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
@@ -211,12 +209,30 @@ func (r *round) cleanOther(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	switch r.moving.others--; {
-	case r.moving.others > 0:
-		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
-	case r.moving.chosen.Backend != r.moving.inUse: // a move may have waited for this removal, so try at once
+	if r.moving.others--; r.moving.others > 0 {
+		r.cleanSoon()
+	}
+	if r.moving.chosen.Backend != r.moving.inUse { // a move may have waited for this removal, so try at once
 		r.next = sooner(r.next, time.Nanosecond)
 	}
+}
+
+// cleanSoon makes a removal due before the next resync, unless the last removal has failed.
+func (r *round) cleanSoon() {
+	if r.faults.now[partLeftovers] != nil {
+		return
+	}
+	if r.moving.cleanAt.IsZero() {
+		r.moving.cleanAt = time.Now().Add(retry)
+	}
+	r.next = sooner(r.next, retry)
+}
+
+// cleaningDue reports whether this round must read everything so that it can remove the other backend's remains. No
+// such round comes while a plugin waits or a resync is reading: the resync then removes the remains.
+func (a *agent) cleaningDue() bool {
+	at := a.moving.cleanAt
+	return !at.IsZero() && !time.Now().Before(at) && len(a.enrolments.waiting) == 0 && !a.kernel.refreshing
 }
 
 // keepClosed does the work of a reconcile while there is no usable state. In a family with complete rules of an

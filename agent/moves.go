@@ -23,8 +23,10 @@ type moving struct {
 	// next attempt.
 	failed error
 	again  time.Time
-	// others is how many times cleanOther must still remove the other backends' sets and rules.
-	others int
+	// others is how many times cleanOther must still remove the other backends' sets and rules. cleanAt is the earliest
+	// time of the next removal; zero means at the next resync.
+	others  int
+	cleanAt time.Time
 	// both is true while the plugin denies new pods in both backends.
 	both bool
 	// lost is the error of the last DenyLost. Until DenyLost succeeds, the other backend's sets stay.
@@ -88,7 +90,7 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 	if m.failed = a.move(ctx); m.failed != nil {
 		m.failed = fmt.Errorf("move to the backend %s, %s: %w", m.chosen.Backend, m.chosen.Reason, m.failed)
 		m.again = time.Now().Add(a.SettleChoice)
-		m.others, a.kernel.debt = 1, netfilter.All // the next resync removes the new backend's rules
+		m.others, a.kernel.debt = 1, netfilter.All // so that this round removes the new backend's rules
 	} else {
 		a.Log.Info("moved to another backend", "from", from, "to", m.inUse, "because", m.chosen.Reason,
 			"took", time.Since(began))
@@ -186,7 +188,7 @@ func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	if err != nil || before == name {
 		return err
 	}
-	a.moving.both = true
+	a.moving.both, a.moving.others = true, 2 // 2, because a running ADD may make a set again
 	return endpoint.WriteBackend("")
 }
 

@@ -69,6 +69,9 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	if !a.cluster.known || !a.records.complete {
 		return a.keepClosed(ctx, r.verify)
 	}
+	if a.cleaningDue() {
+		r.verify = netfilter.All
+	}
 	r.began = time.Now()
 	defer func() { a.metrics.syncs.Observe(time.Since(r.began).Seconds()) }()
 	for _, step := range steps {

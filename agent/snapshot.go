@@ -48,7 +48,7 @@ func (s *snapshots) init() {
 // sliceTime bounds the engine's work on new sets in one round. An event may have to wait that long.
 const sliceTime = time.Millisecond
 
-// compile makes a snapshot of the present state the target, and returns it.
+// compile makes a snapshot of the present state, stores it as the target, and returns it.
 func (a *agent) compile() *snapshot {
 	next := a.present()
 	a.snapshots.target.Store(next)

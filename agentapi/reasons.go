@@ -56,7 +56,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByDiscovery, "no pod may send router or neighbour advertisements or redirects"},
 	{ByReserved, "no pod may send to a MAC that is reserved for bridges"},
 	{ByPast, "it would reach the node's IP stack past the bridge"},
-	{ByTunnel, "a tunnel packet that does not come from a node, or contains a packet of no pod of that node"},
+	{ByTunnel, "a tunnel packet that does not come from a node, or carries a packet that isn't from a pod of that node"},
 	{ByWrongLink, "not by the link or the tunnel that leads to the pod with this address"},
 	{ByLinkLocal, "no pod may use link-local addresses on another plugin's bridge"},
 	{ByOther, "a rule of another program"},

@@ -65,7 +65,7 @@ func (u Unenforced) String() string {
 // there is a Class for each family.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
-	Family    string   `json:"family"`    // IPv4 or IPv6; a class of pods with both is listed once for each
+	Family    string   `json:"family"`    // IPv4 or IPv6
 	Policies  []string `json:"policies"`  // empty if no policy isolates the pods
 	// Audited are the audited policies that would isolate the pods. The list is empty if policies isolate the pods.
 	Audited []string `json:"audited,omitempty"`

@@ -11,7 +11,7 @@ import (
 )
 
 // Compile returns the ruleset that the kernel should have for the state. It is the specification of what weir enforces:
-// an Engine that has no sets left to make returns the same ruleset.
+// an Engine that has no set left to make, and no policy left to parse, returns the same ruleset.
 func Compile(state State) ruleset.Ruleset { return usualLimits.compile(state) }
 
 func (l limits) compile(state State) ruleset.Ruleset {

@@ -222,8 +222,8 @@ func sameRuleset(a, b ruleset.Ruleset) bool {
 
 func sameClass(a, b ruleset.Class) bool {
 	same := func(a, b []string) bool { return (a == nil) == (b == nil) && slices.Equal(a, b) }
-	return a.Direction == b.Direction && a.Set == b.Set && a.Chain == b.Chain && same(a.Policies, b.Policies) &&
-		same(a.Audited, b.Audited) && same(a.Pods, b.Pods)
+	return a.Direction == b.Direction && a.Family == b.Family && a.Set == b.Set && a.Chain == b.Chain &&
+		same(a.Policies, b.Policies) && same(a.Audited, b.Audited) && same(a.Pods, b.Pods)
 }
 
 func shrinkStory(limits policy.Limits, states []policy.State) []policy.State {

@@ -16,7 +16,7 @@ type Row struct {
 	From   []int  `json:"from"`
 	To     []int  `json:"to"`
 	Ports  Ports  `json:"ports"`
-	Family string `json:"family,omitempty"` // empty if the row is for both families
+	Family string `json:"family,omitempty"` // empty if the row is for all families that its parties share
 }
 
 // Rows returns all connections of the matrix. Each connection is in exactly one row.

@@ -108,8 +108,8 @@ func TestNoRoomIsLeft(t *testing.T) {
 	n.Manifest("cluster.yaml", shortageCluster)
 	n.StartAgent()
 	n.AddPod("ns-1", "one")
-	// If the first round had no policies yet, the agent writes its backend's name at the first resync. Without room for
-	// the name, the agent isn't ready.
+	// If the first round had no policies yet, the agent writes its backend's name a second after the first round with
+	// policies. Without room for the name, the agent isn't ready.
 	n.Eventually("the agent has written the name of its backend", func() error {
 		name, err := os.ReadFile("/run/weir/lock")
 		if err == nil && len(name) == 0 {

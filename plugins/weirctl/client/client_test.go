@@ -114,7 +114,7 @@ func TestLongLists(t *testing.T) {
 		s.Policies = append(s.Policies, fmt.Sprintf("ns/policy-%d", i))
 		s.Problems = append(s.Problems, agentapi.Problem{Object: fmt.Sprintf("Node n%d", i), Message: "bad"})
 	}
-	s.Classes = []agentapi.Class{{Direction: "ingress", Policies: s.Policies, Set: "weir-in-x"}}
+	s.Classes = []agentapi.Class{{Direction: "ingress", Family: "IPv6", Policies: s.Policies, Set: "weir-in-x"}}
 	text, json := &strings.Builder{}, &strings.Builder{}
 	if err := errors.Join(PrintStatus(text, Text, s), PrintStatus(json, JSON, s)); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestLongLists(t *testing.T) {
 	if got := strings.Count(text.String(), "PROBLEM"); got != maxProblems+1 {
 		t.Errorf("%d lines of problems", got)
 	}
-	for _, want := range []string{"ns/policy-9, and 990 more\n", "and 950 more (weirctl status -o json lists all)"} {
+	for _, want := range []string{"ns/policy-9, and 990 more\n", "ingress    IPv6    0     ns/policy-0", "and 950 more (weirctl status -o json lists all)"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the text lacks %q", want)
 		}
