@@ -127,7 +127,10 @@ func TestLongLists(t *testing.T) {
 	if got := strings.Count(text.String(), "PROBLEM"); got != maxProblems+1 {
 		t.Errorf("%d lines of problems", got)
 	}
-	for _, want := range []string{"ns/policy-9, and 990 more\n", "ingress    IPv6    0     ns/policy-0", "and 950 more (weirctl status -o json lists all)"} {
+	for _, want := range []string{
+		"ns/policy-9, and 990 more\n", "ingress    IPv6    0     ns/policy-0",
+		"and 950 more (weirctl status -o json lists all)",
+	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the text lacks %q", want)
 		}
