@@ -40,7 +40,7 @@ const allBits = markField >> markShift
 type dispatch struct {
 	set    string // the set of numbered pods
 	last   string // the chain that jumps to the dispatch chain, and then clears the mark
-	prefix string // beginning of the names of the tree's chains
+	prefix string // begins the names that node gives to the tree's chains
 	bit    uint32
 }
 
@@ -274,30 +274,39 @@ func splitNumber(text string) (number int, comment string) {
 	return number, comment
 }
 
+// numberingOf reads the numbers of classes from the rules of the dispatch chain and of its tree. The names of the
+// tree's chains don't matter, because another version of weir may have chosen them: numberingOf follows the rules that
+// lead from chain to chain. A chain to which no rule leads is no part of the tree.
 func numberingOf(rules map[string][]string, chain string) *numbering {
-	d, all := dispatches[chain], &numbering{leaves: leaves{}, former: map[int]bool{}}
-	for name, lines := range rules {
-		if name != chain && !strings.HasPrefix(name, d.prefix) {
-			continue
-		}
-		for _, l := range lines {
-			if n, ok := markIn(l); ok && n&toPod == d.bit && n != d.bit {
-				number := int(n &^ toPod)
-				all.leaves[number] = split(l).target
-				all.former[number] = strings.Contains(l, formerComment)
-			}
-		}
-	}
+	all := &numbering{leaves: leaves{}, former: map[int]bool{}}
+	all.read(rules, chain, dispatches[chain].bit, 0)
 	return all
 }
 
-func markIn(line string) (uint32, bool) {
-	rest, ok := strings.CutPrefix(line, "-m mark --mark 0x")
-	value, rest, _ := strings.Cut(rest, "/")
-	mask, _, _ := strings.Cut(rest, " ")
-	if !ok || mask != fmt.Sprintf("0x%x", markField) {
-		return 0, false
+// read adds the numbers that lead from the chain, or from a chain below it, to a class. The parameter compared is the
+// mask of the rule that leads to the chain.
+func (n *numbering) read(rules map[string][]string, chain string, bit, compared uint32) {
+	for _, l := range rules[chain] {
+		value, mask, ok := markIn(l)
+		if !ok || value&toPod != bit {
+			continue
+		}
+		switch r, number := split(l), int(value&^toPod); {
+		case mask == allBits && number != 0:
+			n.leaves[number], n.former[number] = r.target, strings.Contains(l, formerComment)
+		case r.goes && mask > compared && mask < allBits: // a deeper chain compares more bits, so the recursion ends
+			n.read(rules, r.target, bit, mask)
+		}
 	}
-	number, err := strconv.ParseUint(value, 16, 32)
-	return uint32(number) >> markShift, err == nil
+}
+
+// markIn returns the value and the mask of a rule that begins with a condition about weir's bits of the mark. Bits of
+// other programs make ok false.
+func markIn(line string) (value, mask uint32, ok bool) {
+	rest, ok := strings.CutPrefix(line, "-m mark --mark ")
+	text, _, _ := strings.Cut(rest, " ")
+	if n, err := fmt.Sscanf(text, "0x%x/0x%x", &value, &mask); !ok || n != 2 || err != nil {
+		return 0, 0, false
+	}
+	return value >> markShift, mask >> markShift, mask&^markField == 0
 }

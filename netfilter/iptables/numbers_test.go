@@ -3,6 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -287,6 +288,56 @@ func TestTreeIsFlat(t *testing.T) {
 		}
 		if !m.state.tables[conf.IPv4][checks].stands(conf.IPv4, l) {
 			t.Errorf("with %d classes the rules count as incomplete", n)
+		}
+	}
+}
+
+// TestNumbersAreReadFromTheTree: numberingOf reads the numbers to which rules lead from the dispatch chain. It reads
+// them in trees of all versions of weir, whatever the chains' names are. It doesn't read a chain to which no rule
+// leads.
+func TestNumbersAreReadFromTheTree(t *testing.T) {
+	const top = conf.IngressChain
+	for name, tc := range map[string]struct {
+		rules map[string][]string
+		want  leaves
+	}{
+		"no tree": {
+			map[string][]string{top: {"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A"}}, leaves{2: "WEIR-IN-A"},
+		},
+		"a tree of the first version, which compared four bits in each chain": {map[string][]string{
+			top: {
+				"-m mark --mark 0x10000000/0x10000000 -j MARK --set-xmark 0x0/0x1fff0000",
+				"-j SET --map-set weir-in dst --map-mark", "-m mark --mark 0x10010000/0x1fff0000 -j RETURN",
+				"-m mark --mark 0x10000000/0x1ff00000 -g WEIR-IN-CLASSES-00x",
+			},
+			"WEIR-IN-CLASSES-00x": {
+				"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A", "-m mark --mark 0x10030000/0x1fff0000 -g WEIR-IN-B",
+				"-j DROP",
+			},
+		}, leaves{1: returns, 2: "WEIR-IN-A", 3: "WEIR-IN-B"}},
+		"other names": {map[string][]string{
+			top:          {"-m mark --mark 0x10400000/0x1fc00000 -g WEIR-NEW-1"},
+			"WEIR-NEW-1": {"-m mark --mark 0x10500000/0x1ff00000 -g WEIR-NEW-2"},
+			"WEIR-NEW-2": {"-m mark --mark 0x10510000/0x1fff0000 -g WEIR-IN-A"},
+		}, leaves{0x51: "WEIR-IN-A"}},
+		"a chain to which no rule leads": {map[string][]string{
+			top:                   {"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A"},
+			"WEIR-IN-CLASSES-00x": {"-m mark --mark 0x10030000/0x1fff0000 -g WEIR-IN-B"},
+		}, leaves{2: "WEIR-IN-A"}},
+		"rules of another program": {map[string][]string{
+			top: {
+				"-m mark --mark 0x10030000/0x1fff8000 -g OTHER", "-m mark --mark 0x10000000/0x1ff00000 -j OTHER",
+				"-m mark --mark 0x30000 -g OTHER", "-m mark --mark 0x30000/0x1fff0000 -g WEIR-EG-A",
+			},
+			"OTHER": {"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A"},
+		}, leaves{}},
+		"a circle": {map[string][]string{
+			top:      {"-m mark --mark 0x10000000/0x1ff00000 -g WEIR-A"},
+			"WEIR-A": {"-m mark --mark 0x10000000/0x1ff00000 -g WEIR-A"},
+		}, leaves{}},
+	} {
+		if got := numberingOf(tc.rules, top).leaves; !maps.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
 }
