@@ -369,6 +369,30 @@ func TestPodsInNoClassAreLogged(t *testing.T) {
 	}
 }
 
+// TestTreesLogTheDispatchChain: each chain of a tree logs packets with the name of the dispatch chain. This name tells
+// package drops that the pod is in no class.
+func TestTreesLogTheDispatchChain(t *testing.T) {
+	for direction, top := range map[string]string{"egress": conf.EgressChain, "ingress": conf.IngressChain} {
+		classes, chains := pods{}, 0
+		for i := 1; i < 40; i++ {
+			classes[fmt.Sprint("10.1.0.", i)] = fmt.Sprintf("WEIR-%s-%d", strings.ToUpper(direction[:2]), i)
+		}
+		l := lowerOnto(state{}, oneDirection(direction, classes))
+		for _, c := range l.chains {
+			if !strings.HasPrefix(c.name, dispatches[top].prefix) {
+				continue
+			}
+			chains++
+			if log := fmt.Sprintf("--nflog-prefix %q", conf.LogPrefix+top); !strings.Contains(strings.Join(c.lines, "\n"), log) {
+				t.Errorf("%s lacks %s:\n%s", c.name, log, strings.Join(c.lines, "\n"))
+			}
+		}
+		if chains == 0 {
+			t.Errorf("%s: there is no tree", direction)
+		}
+	}
+}
+
 func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }

@@ -45,7 +45,7 @@ func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) [
 		rules[k.target], sets[k.set] = k.rule, true
 	}
 	top := chain{family: c.Family, table: checks, name: c.Name, rules: c.Rules}
-	t := tree{dispatch: d, family: c.Family, numbering: n, rules: rules}
+	t := tree{dispatch: d, top: c.Name, family: c.Family, numbering: n, rules: rules}
 	var by ruleset.Part
 	for _, r := range c.Rules {
 		switch leads := len(r.Sets) == 1 && !r.Sets[0].Not && sets[r.Sets[0].Name]; {
@@ -73,6 +73,7 @@ func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) [
 type tree struct {
 	dispatch
 	*numbering
+	top    string // the dispatch chain's name
 	family conf.Family
 	rules  map[string]ruleset.Rule // the ruleset's rules that lead to classes, by the classes' chains
 	rest   []string                // lines of the dispatch chain for pods in no class
@@ -125,7 +126,7 @@ func (t *tree) node(numbers []int, first, shift int) string {
 }
 
 func (t *tree) logs() string {
-	return ruleText(ruleset.Rule{Action: ruleset.Log, To: conf.LogPrefix + strings.TrimSuffix(t.last, "-LAST")}, t.family)
+	return ruleText(ruleset.Rule{Action: ruleset.Log, To: conf.LogPrefix + t.top}, t.family)
 }
 
 func (t *tree) leaf(number int) string {
