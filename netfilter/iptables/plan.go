@@ -20,7 +20,8 @@ type plan struct {
 	// across has changes of pods' numbers in one step. Such a change may allow some packets and deny others. It may
 	// happen only after all changes of the field before have succeeded.
 	across  []change
-	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
+	restore [len(conf.Families)]string   // commands of each family for iptables-restore --noflush
+	tables  [len(conf.Families)][]string // names of the tables that these commands change
 	blind   []blind
 	after   []change
 	destroy []string
@@ -126,10 +127,12 @@ func makePlan(have state, want *lowered) plan {
 			commands := restoreTable(f, name, t, want)
 			changes = changes || name == checks && commands != ""
 			switch {
-			case commands != "" && t.unknown != nil && t.unknown.seen == nil:
+			case commands == "":
+			case t.unknown != nil && t.unknown.seen == nil:
 				p.blind = append(p.blind, blind{f, commands})
 			default:
 				p.restore[f] += commands
+				p.tables[f] = append(p.tables[f], name)
 			}
 		}
 		n := renumber(have, f, numbered[f], want, changes, ended)

@@ -38,6 +38,29 @@ func planFor(have, want ruleset.Ruleset) plan {
 	return makePlan(s, lowerOnto(s, want))
 }
 
+// TestPlansNameTheirTables: a plan names each table that its commands change, once for each transaction.
+func TestPlansNameTheirTables(t *testing.T) {
+	all := policy.Compile(policytest.DualStack())
+	few, isSelf := all, func(c ruleset.Chain) bool { return c.Name == conf.SelfChain }
+	few.Chains = slices.DeleteFunc(slices.Clone(all.Chains), isSelf)
+	for name, p := range map[string]plan{
+		"all": makePlan(state{}, lowerOnto(state{}, all)), "one": planFor(few, all), "none": planFor(all, all),
+	} {
+		for f, commands := range p.restore {
+			var changed []string
+			for line := range strings.Lines(commands) {
+				if table, ok := strings.CutPrefix(line, "*"); ok {
+					changed = append(changed, strings.TrimSpace(table))
+				}
+			}
+			want := map[string]int{"all": len(tablesUsed), "one": 1}[name]
+			if !slices.Equal(p.tables[f], changed) || len(changed) != want {
+				t.Errorf("%s: the plan names %q, and its commands change %q", name, p.tables[f], changed)
+			}
+		}
+	}
+}
+
 // TestNoStepOpens: at no step of a plan does the kernel accept a packet that both the old and the new state drop.
 func TestNoStepOpens(t *testing.T) {
 	onto := func(have state, r ruleset.Ruleset, plain bool) *lowered {

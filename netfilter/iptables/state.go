@@ -223,8 +223,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 			next.tables[f] = tablesOf(f, want)
 		}
 		for name, t := range s.tables[f] {
-			unchanged := !strings.Contains("\n"+p.restore[f], "\n*"+name+"\n")
-			if t.unknown != nil || unchanged { // a table that can't be read stays unknown
+			if t.unknown != nil || !slices.Contains(p.tables[f], name) { // a table that can't be read stays unknown
 				next.tables[f][name] = t
 			}
 		}
@@ -240,7 +239,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 // parameter before is the generation of nf_tables before the plan was carried out. If only the plan has changed
 // nf_tables since, rereadUnknown remembers in which form nf_tables shows weir's chains.
 func (d *Driver) rereadUnknown(s state, want *lowered, p plan, before uint32) error {
-	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
+	commits := len(slices.Concat(p.tables[:]...)) // each table is changed in a transaction of its own
 	for _, f := range conf.Families {
 		for name, t := range s.tables[f] {
 			if t.unknown == nil || t.unknown.seen == nil {
