@@ -25,7 +25,9 @@ type rule struct {
 	// log.
 	Log   string
 	Match []condition
-	from  *ruleset.Rule
+	// icmpType is true if a condition of Match compares the packet's ICMP type.
+	icmpType bool
+	from     *ruleset.Rule
 }
 
 func (r rule) byPort() bool {
@@ -166,16 +168,11 @@ func (s *statement) protocol(r rule) {
 }
 
 func (r rule) readsTransport() bool {
-	if len(r.Ports) > 0 || r.Track == ruleset.Midstream {
+	if len(r.Ports) > 0 || r.Track == ruleset.Midstream || r.icmpType {
 		return true
 	}
 	for _, m := range r.Sets {
 		if m.By == ruleset.DestinationPort || m.By == ruleset.DestinationPair || m.By == ruleset.SourcePair {
-			return true
-		}
-	}
-	for _, c := range r.Match {
-		if strings.HasPrefix(c.text, "icmp") {
 			return true
 		}
 	}

@@ -23,7 +23,7 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 	}
 	icmp := func(proto ruleset.Protocol, sets []ruleset.SetMatch, match ...condition) rule {
 		v := with(r.Track, sets, match...)
-		v.Proto = proto
+		v.Proto, v.icmpType = proto, true
 		return v
 	}
 	// For IPv6, the rules need no protocol: their condition, the variable directly, compares it.
