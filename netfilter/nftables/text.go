@@ -91,9 +91,11 @@ func (s set) elementText(e nftnl.Element) string {
 		key += fmt.Sprintf(" comment %q", e.Comment)
 	}
 	if s.Layout == nftnl.Verdicts {
-		if key += " : return"; e.Verdict.Code == unix.NFT_GOTO {
-			key = strings.TrimSuffix(key, "return") + "goto " + e.Verdict.Chain
+		verdict := "return"
+		if e.Verdict.Code == unix.NFT_GOTO {
+			verdict = "goto " + e.Verdict.Chain
 		}
+		key += " : " + verdict
 	}
 	return key
 }
