@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -317,5 +318,29 @@ func TestInterruptedChangesStand(t *testing.T) {
 	}
 	if staged == 0 {
 		t.Error("no pod was on its way between two classes")
+	}
+}
+
+// TestTemporaryChainsNameTheirDirection: the name of a temporary chain begins like the names of the classes' chains of
+// its direction.
+func TestTemporaryChainsNameTheirDirection(t *testing.T) {
+	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
+	leadsTo := func(chain string) ruleset.Entries {
+		return ruleset.EntriesOf(ruleset.Entry{Element: at, Comment: withVerdict(chain, "")})
+	}
+	for _, f := range conf.Families {
+		for name, begin := range map[string]string{
+			f.Set(conf.IngressMap): "WEIR-IN-BOTH-", f.Set(conf.EgressMap): "WEIR-EG-BOTH-",
+		} {
+			c := change{
+				have:  kernelTable{sets: map[string]kernelSet{name: {entries: leadsTo("OLD")}}},
+				want:  &table{family: f, sets: []set{{Set: nftnl.Set{Name: name}, entries: leadsTo("NEW")}}},
+				steps: map[string]map[ruleset.Element]step{name: {at: movesPods}}, both: map[[2]string]chain{},
+			}
+			c.stage(name)
+			if k := c.both[[2]string{"OLD", "NEW"}]; !strings.HasPrefix(k.Name, begin) {
+				t.Errorf("%s: the chain %q doesn't begin with %s", name, k.Name, begin)
+			}
+		}
 	}
 }

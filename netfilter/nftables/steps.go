@@ -216,22 +216,22 @@ func (c *change) isNewNetworks(s set) bool {
 // stage makes the temporary chains through which the map's pods move. Such a chain allows only packets that both
 // classes allow.
 func (c *change) stage(name string) {
+	prefix := conf.IngressClassChains
+	if name == c.want.family.Set(conf.EgressMap) {
+		prefix = conf.EgressClassChains
+	}
 	s, _ := c.want.find(name)
 	for d := range c.have.sets[name].entries.Diff(s.entries) {
 		if c.steps[name][d.Key] == movesPods {
-			c.through(target(d.Was), target(d.Now))
+			c.through(prefix, target(d.Was), target(d.Now))
 		}
 	}
 }
 
-func (c *change) through(was, now string) chain {
+func (c *change) through(prefix, was, now string) {
 	pair := [2]string{was, now}
-	if k, ok := c.both[pair]; ok {
-		return k
-	}
-	prefix := conf.IngressClassChains
-	if conf.KindOfChain(now) == conf.ChainOfEgress {
-		prefix = conf.EgressClassChains
+	if _, ok := c.both[pair]; ok {
+		return
 	}
 	k := chain{
 		Chain: nftnl.Chain{
@@ -243,7 +243,6 @@ func (c *change) through(was, now string) chain {
 	}
 	k.sum(c.want.family)
 	c.both[pair] = k
-	return k
 }
 
 // after returns the state of the table after the step. Sets and chains that are only in the kernel stay.
