@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -234,21 +233,14 @@ func (c statusCollector) problems(
 }
 
 func (c statusCollector) endpoints(pods []agentapi.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
-	states := []string{agentapi.ClassOpen, agentapi.ClassClosed, agentapi.ClassBefore, agentapi.ClassUnknown}
 	counts := map[ruleset.Direction]map[string]int{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, p := range pods {
 		for d, class := range map[ruleset.Direction]string{ruleset.Ingress: p.Ingress, ruleset.Egress: p.Egress} {
-			switch {
-			case strings.HasPrefix(class, agentapi.ClassAudited):
-				class = agentapi.ClassOpen
-			case !slices.Contains(states, class):
-				class = "isolated"
-			}
-			counts[d][class]++
+			counts[d][agentapi.StateOf(class)]++
 		}
 	}
 	for d, count := range counts {
-		for _, state := range append(states, "isolated") {
+		for _, state := range agentapi.ClassStates {
 			gauge(endpointsDesc, count[state], string(d), state)
 		}
 	}

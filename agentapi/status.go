@@ -2,6 +2,7 @@ package agentapi
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,6 +113,25 @@ const (
 	// ClassUnknown means that the agent can't read whether an earlier agent's rules apply to the pod.
 	ClassUnknown = "unknown"
 )
+
+// ClassIsolated is the state of a pod that policies isolate.
+const ClassIsolated = "isolated"
+
+// ClassStates are all states that StateOf returns.
+var ClassStates = []string{ClassOpen, ClassIsolated, ClassClosed, ClassBefore, ClassUnknown}
+
+// StateOf returns the state that a value of PodStatus.Ingress or PodStatus.Egress means. The JSON of a status has only
+// this value, which other versions of weirctl print. So the value's text is the only place for the state. The names of
+// policies can't be taken for another state, because each name contains a slash (NAMESPACE/NAME).
+func StateOf(class string) string {
+	switch {
+	case strings.HasPrefix(class, ClassAudited):
+		return ClassOpen
+	case slices.Contains(ClassStates, class):
+		return class
+	}
+	return ClassIsolated
+}
 
 // PodOf returns the record as a status. The caller sets Ingress and Egress.
 func PodOf(e endpoint.Endpoint) PodStatus {

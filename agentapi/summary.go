@@ -1,9 +1,6 @@
 package agentapi
 
-import (
-	"strings"
-	"time"
-)
+import "time"
 
 const SummaryPath = "/v1/summary"
 
@@ -46,11 +43,10 @@ func Summarise(s Status, node, version string) Summary {
 		Pods: len(s.Pods), Policies: len(s.Policies), Classes: len(s.Classes), Sets: len(s.Sets), Stats: s.Stats,
 	}
 	for _, p := range s.Pods {
-		open := isOpen(p.Ingress) && isOpen(p.Egress)
-		switch {
-		case p.Ingress == ClassClosed || p.Egress == ClassClosed:
+		switch in, out := StateOf(p.Ingress), StateOf(p.Egress); {
+		case in == ClassClosed || out == ClassClosed:
 			sum.Closed++
-		case !open:
+		case in != ClassOpen || out != ClassOpen:
 			sum.Isolated++
 		}
 	}
@@ -59,6 +55,3 @@ func Summarise(s Status, node, version string) Summary {
 	}
 	return sum
 }
-
-// isOpen reports whether the value of PodStatus.Ingress or Egress means that no policy isolates the pod.
-func isOpen(class string) bool { return class == ClassOpen || strings.HasPrefix(class, ClassAudited) }
