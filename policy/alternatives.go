@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -10,6 +11,9 @@ type alternatives [][]*parsedPolicy
 
 // maybeSuffix follows a policy's name if the policy's selector depends on a label whose value is unknown.
 const maybeSuffix = " (may select it)"
+
+// PlainName returns the policy's name without maybeSuffix. The names in a ruleset.Class may have this suffix.
+func PlainName(name string) string { return strings.TrimSuffix(name, maybeSuffix) }
 
 // isolating has the policies of a namespace that isolate pods in one direction.
 type isolating struct {

@@ -141,25 +141,22 @@ func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 		return
 	}
 	for _, p := range all {
-		r.report(policy, strings.TrimPrefix(p.Field, "spec."), p.Message)
-	}
-}
-
-func (r *problemList) report(policy *parsedPolicy, field, why string) {
-	reported := r.byPolicy[policy.name]
-	if len(reported) >= maxProblems {
-		return
-	}
-	name := strings.TrimSuffix(policy.name, maybeSuffix)
-	p := ruleset.ProblemOfPolicy(name, "spec."+field, why)
-	if !slices.Contains(reported, p) {
 		r.append(policy, p)
 	}
 }
 
+func (r *problemList) report(policy *parsedPolicy, field, why string) {
+	if len(r.byPolicy[policy.name]) < maxProblems { // append would add no further problem
+		r.append(policy, ruleset.ProblemOfPolicy(PlainName(policy.name), "spec."+field, why))
+	}
+}
+
 func (r *problemList) append(policy *parsedPolicy, p ruleset.Problem) {
-	r.set(policy, append(slices.Clip(r.byPolicy[policy.name]), p))
-	r.all = append(r.all, p)
+	reported := r.byPolicy[policy.name]
+	if len(reported) < maxProblems && !slices.Contains(reported, p) {
+		r.set(policy, append(slices.Clip(reported), p))
+		r.all = append(r.all, p)
+	}
 }
 
 func (r *problemList) set(policy *parsedPolicy, all []ruleset.Problem) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -190,7 +191,7 @@ func policiesOf(c *ruleset.Class) string {
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
-		plain[i], _, _ = strings.Cut(name, " ") // removes "(may select it)"
+		plain[i] = policy.PlainName(name)
 	}
 	return sameNames(plain, policies)
 }
