@@ -1,6 +1,7 @@
 package reach_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -206,6 +207,31 @@ func TestNamesOfOneAddress(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff([]string{"a/v", "a/x or b/y or z"}, names); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestRules: each rule has the parties that its policy isolates in the rule's direction. A direction without rules has
+// a Rule of its own.
+func TestRules(t *testing.T) {
+	s := policy.State{}
+	s.Pods = []policy.Pod{pod("a/web", "10.0.0.1", "app=web"), pod("a/db", "10.0.0.2", "app=db")}
+	s.Policies = []*networkingv1.NetworkPolicy{networkPolicy(t, `{metadata: {namespace: a, name: p}, spec: {
+		podSelector: {matchLabels: {app: web}}, egress: [{to: [{podSelector: {matchLabels: {app: db}}}]}],
+		policyTypes: [Ingress, Egress]}}`)}
+	m := reach.New(s, nil)
+	names := func(parties []int) (all []string) {
+		for _, i := range parties {
+			all = append(all, m.Parties[i].Name)
+		}
+		return all
+	}
+	var got []string
+	for _, r := range m.Rules() {
+		got = append(got, fmt.Sprintf("%s: %q with %q", r.Field, names(r.Subjects), names(r.Peers)))
+	}
+	want := []string{`ingress: ["a/web"] with []`, `egress[0]: ["a/web"] with ["a/db"]`}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 }

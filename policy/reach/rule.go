@@ -3,7 +3,6 @@ package reach
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -25,8 +24,7 @@ func (m *Matrix) Rules() (all []Rule) {
 	}
 	with := map[[2]string]bool{}
 	for n, t := range k.list {
-		direction, _, _ := strings.Cut(t.Field(), "[")
-		key := [2]string{t.Policy, direction}
+		key := [2]string{t.Policy, string(t.Direction())}
 		with[key] = true
 		r := Rule{Policy: t.Policy, Field: t.Field(), Subjects: subjects[key]}
 		ports := slices.Clone(k.ports[n])
@@ -36,7 +34,7 @@ func (m *Matrix) Rules() (all []Rule) {
 				r.Peers = append(r.Peers, i)
 			}
 		}
-		if direction == string(ruleset.Egress) {
+		if t.Direction() == ruleset.Egress {
 			destinations = r.Peers
 		}
 		for _, i := range destinations {

@@ -82,9 +82,10 @@ func (p *isolating) selectsOneOf(pods []pod) (certainly, possibly bool) {
 }
 
 type rule struct {
-	field string
-	peers []named[peerMatch]
-	ports []named[portMatch]
+	direction ruleset.Direction
+	field     string
+	peers     []named[peerMatch]
+	ports     []named[portMatch]
 	// byName is true if one of the ports is a name. The number of such a port depends on the destination.
 	byName bool
 }
@@ -242,14 +243,14 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	if ingress {
 		isolated[ruleset.Ingress] = nil
 		for i, r := range spec.Ingress {
-			rule := newRule(np, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports)
+			rule := newRule(np, ruleset.Ingress, i, r.From, r.Ports)
 			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], rule)
 		}
 	}
 	if egress {
 		isolated[ruleset.Egress] = nil
 		for i, r := range spec.Egress {
-			rule := newRule(np, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports)
+			rule := newRule(np, ruleset.Egress, i, r.To, r.Ports)
 			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], rule)
 		}
 	}
@@ -257,10 +258,12 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 }
 
 func newRule(
-	np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer,
+	np *networkingv1.NetworkPolicy, d ruleset.Direction, index int, peers []networkingv1.NetworkPolicyPeer,
 	ports []networkingv1.NetworkPolicyPort,
 ) rule {
-	r := rule{field: field}
+	field := fmt.Sprintf("%s[%d]", d, index)
+	verb := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
+	r := rule{direction: d, field: field}
 	if len(peers) == 0 {
 		r.peers = []named[peerMatch]{{Everyone, func(end) bool { return true }}}
 	}

@@ -87,6 +87,8 @@ type Terms struct {
 	*rule
 }
 
+func (t Terms) Direction() ruleset.Direction { return t.direction }
+
 // Field returns the field of the rule in the policy, such as "ingress[0]".
 func (t Terms) Field() string { return t.field }
 
