@@ -53,9 +53,9 @@ var dispatches = map[string]dispatch{
 // class has no chain: its packets return from the dispatch chain.
 const returns = "RETURN"
 
-// closedClass is the end of the names of the chains that allow nothing. There is always one such chain for each
+// noneClass is the end of the names of the chains that allow nothing. There is always one such chain for each
 // direction.
-var closedClass = strings.ToUpper(conf.NoneClass)
+var noneClass = strings.ToUpper(conf.NoneClass)
 
 type class struct {
 	set    string
@@ -228,7 +228,7 @@ func (a *assignment) free(target string) int {
 	members := a.membersByNumber()
 	const first, count = openClass + 1, maxNumber - openClass
 	begin := uint32(0)
-	if target != conf.IngressClassChains+closedClass && target != conf.EgressClassChains+closedClass {
+	if target != conf.IngressClassChains+noneClass && target != conf.EgressClassChains+noneClass {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(target)) // never fails
 		begin = h.Sum32() % count
