@@ -243,15 +243,13 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	if ingress {
 		isolated[ruleset.Ingress] = nil
 		for i, r := range spec.Ingress {
-			rule := newRule(np, ruleset.Ingress, i, r.From, r.Ports)
-			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], rule)
+			isolated[ruleset.Ingress] = append(isolated[ruleset.Ingress], newRule(np, ruleset.Ingress, i, r.From, r.Ports))
 		}
 	}
 	if egress {
 		isolated[ruleset.Egress] = nil
 		for i, r := range spec.Egress {
-			rule := newRule(np, ruleset.Egress, i, r.To, r.Ports)
-			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], rule)
+			isolated[ruleset.Egress] = append(isolated[ruleset.Egress], newRule(np, ruleset.Egress, i, r.To, r.Ports))
 		}
 	}
 	return isolated
@@ -261,20 +259,19 @@ func newRule(
 	np *networkingv1.NetworkPolicy, d ruleset.Direction, index int, peers []networkingv1.NetworkPolicyPeer,
 	ports []networkingv1.NetworkPolicyPort,
 ) rule {
-	field := fmt.Sprintf("%s[%d]", d, index)
+	r := rule{direction: d, field: fmt.Sprintf("%s[%d]", d, index)}
 	verb := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
-	r := rule{direction: d, field: field}
 	if len(peers) == 0 {
 		r.peers = []named[peerMatch]{{Everyone, func(end) bool { return true }}}
 	}
 	for i, p := range peers {
-		r.peers = append(r.peers, named[peerMatch]{fmt.Sprintf("%s.%s[%d]", field, verb, i), matchPeer(np.Namespace, p)})
+		r.peers = append(r.peers, named[peerMatch]{fmt.Sprintf("%s.%s[%d]", r.field, verb, i), matchPeer(np.Namespace, p)})
 	}
 	if len(ports) == 0 {
 		r.ports = []named[portMatch]{{EveryPort, func(ruleset.Protocol, uint16, end) bool { return true }}}
 	}
 	for i, p := range ports {
-		r.ports = append(r.ports, named[portMatch]{fmt.Sprintf("%s.ports[%d]", field, i), matchPort(p)})
+		r.ports = append(r.ports, named[portMatch]{fmt.Sprintf("%s.ports[%d]", r.field, i), matchPort(p)})
 		r.byName = r.byName || p.Port != nil && p.Port.Type == intstr.String
 	}
 	return r
