@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weir-net/weir/endpoint"
@@ -53,7 +52,7 @@ func (p *publisher) publish(
 
 func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
-	_, ifName, _ := strings.Cut(e.id, ":")
+	_, ifName := endpoint.PartsOfID(e.id)
 	if !ok || e.pod.UID == "" || ifName != podInterface {
 		return
 	}

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
@@ -172,7 +171,7 @@ func (r *records) reread(id string) (changed, walk bool) {
 // markBroken marks a record as broken. The attachment's addresses stay in the set of all pods: without them, the pod of
 // a chained attachment would not be closed.
 func (r *records) markBroken(id string, known []endpoint.Address, why error) {
-	container, ifName, _ := strings.Cut(id, ":")
+	container, ifName := endpoint.PartsOfID(id)
 	e := endpoint.Endpoint{
 		ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id},
 	}

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
@@ -155,7 +154,7 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 }
 
 func salvage(id string) (*endpoint.Endpoint, error) {
-	container, ifName, _ := strings.Cut(id, ":")
+	container, ifName := endpoint.PartsOfID(id)
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
 	owners, err := ipam.Assignments()
 	if err != nil {

@@ -6,11 +6,17 @@ import (
 	"strings"
 )
 
+// PartsOfID returns the two parts of which the function ID has made the ID.
+func PartsOfID(id string) (containerID, ifName string) {
+	containerID, ifName, _ = strings.Cut(id, ":")
+	return containerID, ifName
+}
+
 // CheckID returns an error if id can't be an attachment's ID. An accepted ID names no file outside of the records'
 // directory. The error wraps ErrTooLong if the ID is too long for a file name.
 func CheckID(id string) error {
-	container, ifName, ok := strings.Cut(id, ":")
-	if !ok || container == "" || ifName == "" || strings.Contains(ifName, ":") ||
+	container, ifName := PartsOfID(id)
+	if container == "" || ifName == "" || strings.Contains(ifName, ":") ||
 		strings.ContainsAny(id, "/\\\x00") || strings.HasPrefix(id, ".") {
 		return fmt.Errorf("%q is no endpoint ID (CONTAINER:INTERFACE)", id)
 	}
