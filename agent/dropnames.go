@@ -156,8 +156,8 @@ type podSide struct {
 
 const maxEarlier = 256
 
-// load fills the view from the snapshot. The policies of earlier chains are kept, because lines about packets that
-// these chains dropped may still come.
+// load fills the view from the snapshot. It keeps the policies of chains of earlier snapshots, because lines
+// (drops.Line) about packets that these chains dropped may still come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return

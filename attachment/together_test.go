@@ -156,8 +156,8 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.must(other.Close())
 }
 
-// TestEndTogetherAfterKill: a killed DEL has released an address, and a new attachment has got the address. A later DEL
-// ends the killed DEL's attachment, and leaves the address of the new attachment assigned and in its sets.
+// TestEndTogetherAfterKill: the DEL of c1 was killed after it had released the address of c1, and c3 has got the
+// address. The DEL of c2 also ends c1. It leaves the address of c3 assigned and in its sets.
 func TestEndTogetherAfterKill(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -73,7 +73,7 @@ type routeSeen struct {
 }
 
 // Observe reads the kernel's state. The caller must call Close. Parts that can't be read are unknown. Observe
-// leaves out the routes and entries of package overlay.
+// leaves out the routes, neighbour entries and forwarding entries that package overlay makes.
 //
 // Equivalent to:
 //

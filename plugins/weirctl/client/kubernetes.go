@@ -126,7 +126,7 @@ func (a *API) eachOf(
 type loader struct {
 	*API
 	ctx        context.Context
-	namespaces []string // only these are read if the user may not list the objects of all
+	namespaces []string // only these are read if the user may not list objects of all namespaces
 	explain.Cluster
 	slices []discoveryv1.EndpointSlice
 }

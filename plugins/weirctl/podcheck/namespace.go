@@ -19,8 +19,8 @@ type Times struct {
 	Alive time.Duration
 	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
 	Starts, Applies time.Duration
-	// Reach is how long a connection may take before the check has made policies. Denied is how long a connection
-	// may take afterwards. If there is no answer within the time Denied, the connection counts as denied.
+	// Reach is the time limit of a connection while there are no policies yet. Denied is the time limit of a connection
+	// after the check has made policies. A connection without an answer within Denied counts as denied.
 	Reach, Denied time.Duration
 	// Removes is how long the removal of the namespace may take.
 	Removes time.Duration
