@@ -20,12 +20,6 @@ var trialDispatches = map[string]dispatch{
 	probe.IngressChain: {last: probe.IngressChain + "-LAST", bit: toPod},
 }
 
-// trialNames has the names of all chains that a trial can make.
-var trialNames = []string{
-	conf.TrialChain, probe.ClassChain, probe.EgressChain, trialDispatches[probe.EgressChain].last,
-	probe.IngressChain, trialDispatches[probe.IngressChain].last,
-}
-
 // trialCommands returns the commands that make the trial's chains, and lead packets of the loopback link into these
 // chains. If numbers is true, the entries of the trial's class sets have numbers of classes.
 //
@@ -176,5 +170,7 @@ func (d *Driver) removeTrial(ctx context.Context, f conf.Family) {
 
 func (f Flavour) trialChains(family conf.Family, table string) ([]string, error) {
 	all, err := f.chains(family, table)
-	return slices.DeleteFunc(all, func(name string) bool { return !slices.Contains(trialNames, name) }), err
+	return slices.DeleteFunc(all, func(name string) bool {
+		return name != conf.TrialChain && !strings.HasPrefix(name, conf.TrialChain+"-")
+	}), err
 }
