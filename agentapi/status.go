@@ -120,9 +120,9 @@ const ClassIsolated = "isolated"
 // ClassStates are all states that StateOf returns.
 var ClassStates = []string{ClassOpen, ClassIsolated, ClassClosed, ClassBefore, ClassUnknown}
 
-// StateOf returns the state that a value of PodStatus.Ingress or PodStatus.Egress means. The JSON of a status has only
-// this value, which other versions of weirctl print. So the value's text is the only place for the state. The names of
-// policies can't be taken for another state, because each name contains a slash (NAMESPACE/NAME).
+// StateOf returns the state that a value of PodStatus.Ingress or PodStatus.Egress means. A status says the state only
+// in this text, because other versions of weirctl print it. No list of policies is taken for a state: it contains a
+// slash, and its first name (NAMESPACE/NAME) has no comma or space before the slash.
 func StateOf(class string) string {
 	switch {
 	case strings.HasPrefix(class, ClassAudited):

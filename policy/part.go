@@ -133,7 +133,8 @@ func (r *problemList) clone() problemList {
 	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
 }
 
-// add adds the policy's problems, which are in the parameter all, to r. It leaves out problems that r already has.
+// add adds the policy's problems to r. The parameter all comes from another problemList. add leaves out problems that r
+// already has.
 func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none is a duplicate
 		r.set(policy, slices.Clip(all))
@@ -146,7 +147,7 @@ func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 }
 
 func (r *problemList) report(policy *parsedPolicy, field, why string) {
-	if len(r.byPolicy[policy.name]) < maxProblems { // append would add no further problem
+	if len(r.byPolicy[policy.name]) < maxProblems { // otherwise the text needn't be made
 		r.append(policy, ruleset.ProblemOfPolicy(PlainName(policy.name), "spec."+field, why))
 	}
 }

@@ -97,7 +97,7 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 		if hidden {
 			p.blind = append(p.blind, blind{f, commands})
 		} else {
-			p.restore[f] = commands
+			p.restore[f], p.tables[f] = commands, []string{checks}
 		}
 	}
 	if err := d.changeRules(ctx, p); err != nil {

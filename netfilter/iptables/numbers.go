@@ -40,7 +40,7 @@ const allBits = markField >> markShift
 type dispatch struct {
 	set    string // the set of numbered pods
 	last   string // the chain that jumps to the dispatch chain, and then clears the mark
-	prefix string // begins the names that node gives to the tree's chains
+	prefix string // the beginning of the names that the method node gives to the tree's chains
 	bit    uint32
 }
 
@@ -276,26 +276,43 @@ func splitNumber(text string) (number int, comment string) {
 
 // numberingOf reads the numbers of classes from the rules of the dispatch chain and of its tree. The names of the
 // tree's chains don't matter, because another version of weir may have chosen them: numberingOf follows the rules that
-// lead from chain to chain. A chain to which no rule leads is no part of the tree.
+// lead from chain to chain. A chain to which no rule leads is no part of the tree. If several rules are for one number,
+// the first counts, as for packets.
 func numberingOf(rules map[string][]string, chain string) *numbering {
-	all := &numbering{leaves: leaves{}, former: map[int]bool{}}
-	all.read(rules, chain, dispatches[chain].bit, 0)
-	return all
+	r := treeReader{rules: rules, read: map[step]bool{}, into: &numbering{leaves: leaves{}, former: map[int]bool{}}}
+	r.follow(step{chain, dispatches[chain].bit, toPod})
+	return r.into
 }
 
-// read adds the numbers that lead from the chain, or from a chain below it, to a class. The parameter compared is the
-// mask of the rule that leads to the chain.
-func (n *numbering) read(rules map[string][]string, chain string, bit, compared uint32) {
-	for _, l := range rules[chain] {
+type treeReader struct {
+	rules map[string][]string
+	read  map[step]bool // the steps followed so far; another program's rules may lead in a circle
+	into  *numbering
+}
+
+// step is a rule that leads to a chain. A packet comes there only if its bits of the mask are those of the value.
+type step struct {
+	chain       string
+	value, mask uint32
+}
+
+func (t *treeReader) follow(s step) {
+	if t.read[s] {
+		return
+	}
+	t.read[s] = true
+	for _, l := range t.rules[s.chain] {
 		value, mask, ok := markIn(l)
-		if !ok || value&toPod != bit {
+		if !ok || mask&s.mask != s.mask || value&s.mask != s.value { // for packets that don't come here
 			continue
 		}
 		switch r, number := split(l), int(value&^toPod); {
 		case mask == allBits && number != 0:
-			n.leaves[number], n.former[number] = r.target, strings.Contains(l, formerComment)
-		case r.goes && mask > compared && mask < allBits: // a deeper chain compares more bits, so the recursion ends
-			n.read(rules, r.target, bit, mask)
+			if _, has := t.into.leaves[number]; !has {
+				t.into.leaves[number], t.into.former[number] = r.target, strings.Contains(l, formerComment)
+			}
+		case r.goes && mask != allBits:
+			t.follow(step{r.target, value, mask})
 		}
 	}
 }
@@ -304,9 +321,15 @@ func (n *numbering) read(rules map[string][]string, chain string, bit, compared 
 // other programs make ok false.
 func markIn(line string) (value, mask uint32, ok bool) {
 	rest, ok := strings.CutPrefix(line, "-m mark --mark ")
-	text, _, _ := strings.Cut(rest, " ")
-	if n, err := fmt.Sscanf(text, "0x%x/0x%x", &value, &mask); !ok || n != 2 || err != nil {
+	if !ok {
 		return 0, 0, false
 	}
-	return value >> markShift, mask >> markShift, mask&^markField == 0
+	text, _, _ := strings.Cut(rest, " ")
+	is, of, _ := strings.Cut(text, "/")
+	v, err := strconv.ParseUint(is, 0, 32)
+	m, errMask := strconv.ParseUint(of, 0, 32)
+	if err != nil || errMask != nil || uint32(m)&^markField != 0 {
+		return 0, 0, false
+	}
+	return uint32(v) >> markShift, uint32(m) >> markShift, true
 }

@@ -331,6 +331,24 @@ func TestNumbersAreReadFromTheTree(t *testing.T) {
 			},
 			"OTHER": {"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A"},
 		}, leaves{}},
+		"a rule behind the last one": {map[string][]string{
+			top: {
+				"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-A", "-m mark --mark 0x10400000/0x1fc00000 -g WEIR-1",
+				"-j DROP", "-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-B",
+				"-m mark --mark 0x10410000/0x1fff0000 -g WEIR-IN-B",
+			},
+			"WEIR-1": {"-m mark --mark 0x10410000/0x1fff0000 -g WEIR-IN-A"},
+		}, leaves{2: "WEIR-IN-A", 0x41: "WEIR-IN-A"}},
+		"a rule for packets that don't come to its chain": {map[string][]string{
+			top: {
+				"-m mark --mark 0x10800000/0x1fc00000 -g WEIR-1", "-m mark --mark 0x10400000/0x1fc00000 -g WEIR-1",
+			},
+			"WEIR-1": {
+				"-m mark --mark 0x10020000/0x1fff0000 -g WEIR-IN-B", "-m mark --mark 0x10000000/0x1f000000 -g WEIR-2",
+				"-m mark --mark 0x10410000/0x1fff0000 -g WEIR-IN-A",
+			},
+			"WEIR-2": {"-m mark --mark 0x10030000/0x1fff0000 -g WEIR-IN-B"},
+		}, leaves{0x41: "WEIR-IN-A"}},
 		"a circle": {map[string][]string{
 			top:      {"-m mark --mark 0x10000000/0x1ff00000 -g WEIR-A"},
 			"WEIR-A": {"-m mark --mark 0x10000000/0x1ff00000 -g WEIR-A"},
