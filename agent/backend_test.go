@@ -117,8 +117,7 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 
 // TestRemainsOfTheOtherBackend: an agent that starts without policies removes the remains of the other backend a second
 // after its first round with policies. It doesn't wait for a resync: until the removal, the plugin denies and releases
-// pods in both backends. No plugin waits for the removal. A second removal follows, because a running ADD may make a
-// set again. If a removal fails, the agent tries again at a resync.
+// pods in both backends. No plugin waits for the removal. If the removal fails, the agent tries again at a resync.
 func TestRemainsOfTheOtherBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -160,16 +159,14 @@ func TestRemainsOfTheOtherBackend(t *testing.T) {
 			reconcile(netfilter.Trust, retry, removal...)
 			reconcile(netfilter.Trust, retry, "Apply")
 			fails = nil
-			reconcile(netfilter.All, retry, removal...)
+			reconcile(netfilter.All, 0, removal...)
 		} else {
-			reconcile(netfilter.Trust, retry, removal...)
+			reconcile(netfilter.Trust, 0, removal...)
 		}
 		if name, err := endpoint.ReadBackend(); err != nil || name != conf.Nftables {
 			t.Errorf("the plugin is told %q (%v)", name, err)
 		}
-		reconcile(netfilter.Trust, retry, "Apply")
-		second()
-		reconcile(netfilter.Trust, 0, removal...)
+		reconcile(netfilter.Trust, 0, "Apply")
 		reconcile(netfilter.All, 0, "Read", "Apply")
 	}
 }

@@ -188,7 +188,7 @@ func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	if err != nil || before == name {
 		return err
 	}
-	a.moving.both, a.moving.others = true, 2 // 2, because a running ADD may make a set again
+	a.moving.both = true
 	return endpoint.WriteBackend("")
 }
 

@@ -2,6 +2,7 @@ package drops_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -71,6 +72,15 @@ func (n *node) start(flags ...string) {
 		_, err := n.Ctl("status")
 		if err == nil && len(flags) == 0 {
 			_, err = n.Ctl("drops")
+		}
+		return err
+	})
+	// A second after its first round, the agent removes remains of the other backend. This must not count as the cost of a
+	// packet.
+	n.Eventually("the agent has written the name of its backend", func() error {
+		name, err := os.ReadFile("/run/weir/lock")
+		if err == nil && len(name) == 0 {
+			err = errors.New("the file is empty")
 		}
 		return err
 	})
