@@ -140,7 +140,7 @@ func (m *making) stayClosed(noAgent error) error {
 	if err := m.checkDenied(noAgent); err != nil || m.record.BridgeIf == "" {
 		return err
 	}
-	return failed("close the pod's link-local address", bridge.AddLinkLocalPorts([]uint32{uint32(m.record.HostIndex)}))
+	return failed("deny the pod's link-local address", bridge.AddLinkLocalPorts([]uint32{uint32(m.record.HostIndex)}))
 }
 
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {

@@ -85,7 +85,7 @@ type NoRuleError struct {
 
 func (e *NoRuleError) Error() string {
 	return fmt.Sprintf(
-		"the pod's connections can't be denied: no rule uses %s yet, and another plugin has set its link up: %v",
+		"the pod's connections can't be denied: no rule uses %s yet, and another plugin has set the pod's link up: %v",
 		e.Set, e.Err)
 }
 

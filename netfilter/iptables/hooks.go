@@ -45,8 +45,8 @@ func refuseOthers(r *nftnl.Reader, f conf.Family, name string, chains []string) 
 	}
 	for _, chain := range chains {
 		if slices.ContainsFunc(rules[chain], func(r seen) bool { return !conf.OwnChain(r.target) }) {
-			return fmt.Errorf("its chain %s hangs at another hook than iptables' own, or at none, "+
-				"and has others' rules: delete it", chain)
+			return fmt.Errorf("its chain %s is at another hook than the chain of iptables, or at none, "+
+				"and has rules of other programs: delete it", chain)
 		}
 	}
 	return nil

@@ -188,7 +188,7 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 	for _, table := range tablesUsed {
 		if there, err := f.hasOwn(family, table); err != nil || !there {
 			if err != nil {
-				return fmt.Errorf("look for chains of weir's in table %s of %s: %w", table, f.program(family), err)
+				return fmt.Errorf("look for weir's chains in table %s of %s: %w", table, f.program(family), err)
 			}
 			continue
 		}

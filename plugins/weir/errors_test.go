@@ -79,7 +79,7 @@ func TestErrors(t *testing.T) {
 		{&attachment.NoRuleError{Set: "ipset weir-pods", Err: agentapi.ErrNoAgent}, types.Error{
 			Code: 11,
 			Msg: "the pod's connections can't be denied: no rule uses ipset weir-pods yet, and " +
-				"another plugin has set its link up: " + agentapi.ErrNoAgent.Error(),
+				"another plugin has set the pod's link up: " + agentapi.ErrNoAgent.Error(),
 			Details: "weir-agent makes the rules when it starts",
 		}},
 		{

@@ -160,7 +160,7 @@ func TestDropsGoOn(t *testing.T) {
 	restartAgent(t, server.name)
 	eventually(t, time.Minute, "the command says that the agent has restarted", func() error {
 		lines := strings.Join(said(), "\n")
-		if !strings.Contains(lines, server.name+": tells of its drops again") || !strings.Contains(lines, "; trying again") {
+		if !strings.Contains(lines, server.name+": sends drops again") || !strings.Contains(lines, "; trying again") {
 			return fmt.Errorf("%s", lines)
 		}
 		return nil

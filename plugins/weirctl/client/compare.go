@@ -47,12 +47,31 @@ func (g goal) concerned(x *expected) (nodes []string) {
 	return nodes
 }
 
+// unseen names the kinds of objects of which the agent hasn't seen the newest, with resource versions.
+func unseen(seen, newest enforced.Position) string {
+	var kinds []string
+	for _, k := range []struct {
+		name         string
+		seen, newest uint64
+	}{
+		{"pods", seen.Pods, newest.Pods},
+		{"namespaces", seen.Namespaces, newest.Namespaces},
+		{"nodes", seen.Nodes, newest.Nodes},
+		{"networkpolicies", seen.Policies, newest.Policies},
+	} {
+		if k.seen < k.newest {
+			kinds = append(kinds, fmt.Sprintf("%s up to version %d of %d", k.name, k.seen, k.newest))
+		}
+	}
+	return strings.Join(kinds, ", ")
+}
+
 func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.Answer) string {
 	switch {
 	case len(a.Faults) > 0:
 		return strings.Join(a.Faults, "; ")
 	case !a.At.Includes(x.at):
-		return fmt.Sprintf("the agent has not seen the newest objects yet: %+v of %+v", a.At, x.at)
+		return "the agent has not seen the newest objects yet: " + unseen(a.At, x.at)
 	}
 	pods := x.byNode[node]
 	if g.pod != nil {

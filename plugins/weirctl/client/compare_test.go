@@ -75,7 +75,7 @@ func TestLacks(t *testing.T) {
 		"older": {
 			goal{namespace: "ns"},
 			func(a *enforced.Answer) { a.At.Policies = 4 },
-			"the agent has not seen the newest objects yet",
+			"the agent has not seen the newest objects yet: networkpolicies up to version 4 of 5",
 		},
 		"faulty": {
 			goal{namespace: "ns"}, func(a *enforced.Answer) { a.Faults = []string{"kernel: no room"} }, "kernel: no room",

@@ -263,7 +263,7 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 		return
 	}
 	if n.state == failing && f.started {
-		f.told.say("%s: tells of its drops again; if its agent has restarted, those of the time between are missing",
+		f.told.say("%s: sends drops again; if the agent of the node has restarted, drops in between are missing",
 			agent.Node)
 	}
 	n.state = telling

@@ -282,7 +282,7 @@ func TestFollowDrops(t *testing.T) {
 	c.nodes["a"].mu.Unlock()
 	c.nodes["a"].ends <- struct{}{}
 	o.untilTold(t, "a: the agent has ended; trying again")
-	o.untilTold(t, "a: tells of its drops again")
+	o.untilTold(t, "a: sends drops again")
 	c.join("late")
 	o.untilTold(t, "late: the node is new")
 	c.leave("leaves")

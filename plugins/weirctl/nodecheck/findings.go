@@ -35,7 +35,7 @@ var modules = map[Feature]string{
 	Native: "nf_tables, nft_ct, nft_masq and nft_log",
 }
 
-const installModules = "install the kernel package with the module (RHEL and its kin: kernel-modules-extra; " +
+const installModules = "install the kernel package with the module (RHEL and its derivatives: kernel-modules-extra; " +
 	"Ubuntu: linux-modules-extra), then modprobe it: "
 
 func features(f Facts) (all []Finding) {
