@@ -189,7 +189,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 }
 
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use, in a round that has read
-// everything. If the removal fails, cleanOther tries again at each resync. It must succeed moving.others times.
+// everything. If the removal fails, cleanOther tries again at each resync. The removal must succeed moving.others
+// times.
 func (r *round) cleanOther(ctx context.Context) {
 	if r.moving.others == 0 {
 		return
@@ -228,8 +229,8 @@ func (r *round) cleanSoon() {
 	r.next = sooner(r.next, retry)
 }
 
-// cleaningDue reports whether this round must read everything so that it can remove the other backend's remains. No
-// such round comes while a plugin waits or a resync is reading: the resync then removes the remains.
+// cleaningDue reports whether this round must read everything so that it can remove the other backend's remains. It
+// returns false while a plugin waits, or while a resync reads the kernel. The next resync then removes the remains.
 func (a *agent) cleaningDue() bool {
 	at := a.moving.cleanAt
 	return !at.IsZero() && !time.Now().Before(at) && len(a.enrolments.waiting) == 0 && !a.kernel.refreshing
