@@ -53,8 +53,8 @@ var dispatches = map[string]dispatch{
 // class has no chain: its packets return from the dispatch chain.
 const returns = "RETURN"
 
-// noneClass is the end of the names of the chains that allow nothing. There is always one such chain for each
-// direction.
+// noneClass ends the names of the two chains for pods whose policies allow nothing: WEIR-IN-NONE and WEIR-EG-NONE. Both
+// chains always exist.
 var noneClass = strings.ToUpper(conf.NoneClass)
 
 type class struct {

@@ -47,7 +47,8 @@ func (g goal) concerned(x *expected) (nodes []string) {
 	return nodes
 }
 
-// unseen names the kinds of objects of which the agent hasn't seen the newest, with resource versions.
+// unseen lists the kinds of objects that the agent hasn't seen up to the newest change. For each kind it gives the
+// resource version that the agent has seen, and the newest one.
 func unseen(seen, newest enforced.Position) string {
 	var kinds []string
 	for _, k := range []struct {
